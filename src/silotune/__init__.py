@@ -1,0 +1,76 @@
+"""silotune: fine-tune a language model together with organisations that may not share their text.
+
+    import silotune
+
+    run = silotune.train("recipe.toml")
+    print(run.answer("When are you open?"))
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from silotune.api import Run, open_run, train
+    from silotune.errors import (
+        DataError,
+        FederationError,
+        InputError,
+        Interrupted,
+        ModelError,
+        RecipeError,
+        RunError,
+        SilotuneError,
+    )
+    from silotune.federation.events import Event
+    from silotune.model.generation import Sampling
+    from silotune.settings import Recipe, load_recipe
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Run": "api",
+    "open_run": "api",
+    "train": "api",
+    "Event": "federation.events",
+    "Sampling": "model.generation",
+    "Recipe": "settings",
+    "load_recipe": "settings",
+    "DataError": "errors",
+    "FederationError": "errors",
+    "InputError": "errors",
+    "Interrupted": "errors",
+    "ModelError": "errors",
+    "RecipeError": "errors",
+    "RunError": "errors",
+    "SilotuneError": "errors",
+}
+
+__all__ = [
+    "DataError",
+    "Event",
+    "FederationError",
+    "InputError",
+    "Interrupted",
+    "ModelError",
+    "Recipe",
+    "RecipeError",
+    "Run",
+    "RunError",
+    "Sampling",
+    "SilotuneError",
+    "load_recipe",
+    "open_run",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import silotune` stays quick and loads no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'silotune' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"silotune.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return [*__all__, "__version__"]

@@ -1,0 +1,67 @@
+"""The aggregation error of a round, measured as updates arrive.
+
+Small cohorts: the updates are kept and the error is exact. Larger ones: every product is seen through the same
+random matrix, which needs one accumulator whatever the number of silos.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from silotune.algorithms.interface import Cohort, Contribution
+from silotune.algorithms.summation import ExactMean
+from silotune.model.adapter import AdapterSpec, AdapterState
+from silotune.model.algebra import aggregation_error
+
+KEEP_BYTES = 256 << 20
+"""Updates are kept, for the exact error, while the whole cohort's fit into this."""
+PROBES = 32
+"""Columns of the random matrix."""
+
+
+class ErrorMeter:
+    """e_agg of `model.algebra.aggregation_error` over a stream of contributions, in any order to the same bits.
+
+    Exact up to `KEEP_BYTES` of updates. Beyond, with Omega (d_in, 32) standard normal, ||M Omega||_F^2 / 32 has mean
+    ||M||_F^2 (Hutchinson) and a relative standard deviation of at most 25 % a layer; over L layers of like error
+    the reported ratio is within about 13 % / sqrt(L).
+    """
+
+    def __init__(self, start: AdapterState, cohort: Cohort) -> None:
+        """Prepare for a cohort that starts from `start`."""
+        spec = AdapterSpec.of(start)
+        self._start = start
+        self._pairs = list(spec.pairs())
+        self._kept: dict[str, Contribution] | None = {} if spec.size * 4 * len(cohort.weights) <= KEEP_BYTES else None
+        rows = sum(start[name_b].shape[0] for _, _, name_b in self._pairs)
+        self._seen = ExactMean(rows * PROBES, cohort.total) if self._kept is None else None
+
+    def add(self, contribution: Contribution) -> None:
+        """Take a contribution into account."""
+        if self._kept is not None:
+            self._kept[contribution.silo] = contribution
+        elif self._seen is not None:
+            self._seen.add(self._look(self._moved(contribution.update)).astype(np.float32), contribution.weight)
+
+    def value(self, mean: AdapterState) -> float:
+        """The error, given the weighted mean of the updates."""
+        if self._kept is not None:
+            ordered = [self._kept[name] for name in sorted(self._kept)]
+            moved = [self._moved(contribution.update) for contribution in ordered]
+            return aggregation_error(self._start, moved, [contribution.weight for contribution in ordered])
+        assert self._seen is not None
+        products = self._seen.mean().astype(np.float64)
+        change = float(np.sum((products - self._look(self._start)) ** 2))
+        error = float(np.sum((products - self._look(self._moved(mean))) ** 2))
+        return float(np.sqrt(error / change)) if change > 0 else 0.0
+
+    def _moved(self, update: AdapterState) -> dict[str, NDArray[np.float32]]:
+        return {name: self._start[name] + update[name] for name in self._start}
+
+    def _look(self, adapter: AdapterState) -> NDArray[np.float64]:
+        """B A Omega of every layer, flat."""
+        parts = []
+        for index, (_, name_a, name_b) in enumerate(self._pairs):
+            factor_a, factor_b = adapter[name_a].astype(np.float64), adapter[name_b].astype(np.float64)
+            omega = np.random.default_rng(index).standard_normal((factor_a.shape[1], PROBES))
+            parts.append((factor_b @ (factor_a @ omega)).ravel())
+        return np.concatenate(parts)

@@ -1,0 +1,67 @@
+"""Sums that are the same to the bit in any order of arrival, with one accumulator whatever the number of silos.
+
+Floating-point addition is not associative, so a plain running sum would depend on which silo answers first.
+Integer addition is: each weighted update is rounded once to a multiple of 2^-48 and added as int64.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+FRACTION_BITS = 48
+LIMIT = 2.0 ** (62 - FRACTION_BITS)
+"""Every |x| that is added must be below this; shares sum to at most 1, so the sum cannot overflow."""
+CHUNK = 1 << 20
+
+
+class ExactMean:
+    """A weighted mean of vectors, accumulated in fixed point.
+
+    Guarantee: for any order of `add`, and any grouping of the silos over time, `mean` returns the same bits. Each
+    vector is rounded to multiples of 2^-48 (3.6e-15) times the inverse of the arrived share of weight, far below
+    float32's own step at the size of LoRA updates; the mean is then rounded to float32 once.
+    """
+
+    def __init__(self, size: int, total_weight: int) -> None:
+        """Start at 0.
+
+        Args:
+            size: numbers in a vector.
+            total_weight: of all that may be added; must be known beforehand and not depend on who arrives.
+        """
+        if total_weight < 1:
+            raise ValueError("total_weight must be at least 1")
+        self._sum = np.zeros(size, np.int64)
+        self._total = total_weight
+        self._arrived = 0
+
+    def add(self, vector: NDArray[np.float32], weight: int) -> None:
+        """Add a vector (size,) with a positive integer weight.
+
+        Raises:
+            ValueError: weight below 1 or more than announced in all, or a number that is not finite or too large.
+        """
+        if weight < 1 or self._arrived + weight > self._total:
+            raise ValueError("weight below 1, or more weight than was announced")
+        if vector.shape != self._sum.shape:
+            raise ValueError(f"expected shape {self._sum.shape}, got {vector.shape}")
+        if not bool(np.all(np.abs(vector) < LIMIT)):
+            raise ValueError(f"a number is not finite or not below {LIMIT:g}")
+        scale = weight / self._total * 2.0**FRACTION_BITS
+        for start in range(0, vector.size, CHUNK):
+            part = vector[start : start + CHUNK].astype(np.float64)
+            self._sum[start : start + CHUNK] += np.rint(part * scale).astype(np.int64)
+        self._arrived += weight
+
+    def mean(self) -> NDArray[np.float32]:
+        """The weighted mean of what was added, float32 (size,).
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if not self._arrived:
+            raise ValueError("nothing was added")
+        scale = self._total / self._arrived * 2.0**-FRACTION_BITS
+        result = np.empty(self._sum.shape, np.float32)
+        for start in range(0, result.size, CHUNK):
+            result[start : start + CHUNK] = self._sum[start : start + CHUNK] * scale
+        return result

@@ -1,0 +1,157 @@
+"""What the command line does, as functions.
+
+    import silotune
+
+    run = silotune.train("recipe.toml")
+    print(run.answer("When are you open?"))
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from silotune.data.rows import Turn
+from silotune.errors import RunError
+from silotune.federation import checkpoint, local, result
+from silotune.federation import run as run_folder
+from silotune.federation.events import Event, Venue, Watcher
+from silotune.federation.run import RunFolder
+from silotune.model.adapter import AdapterSpec
+from silotune.model.generation import Sampling
+from silotune.report import card, page, samples
+from silotune.settings import Recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has come to its end."""
+
+    folder: RunFolder
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self.folder.path
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl: one a silo a round, and one a round (there `silo` is None)."""
+        return self.folder.metrics()
+
+    def stream(
+        self, prompt: str, *, system: str | None = None, sampling: Sampling | None = None, base: bool = False
+    ) -> Iterator[str]:
+        """Yield the tuned model's answer to a prompt piece by piece; `base` asks the base model instead."""
+        return self.reply(samples.turns(prompt, system), sampling=sampling, base=base)
+
+    def reply(self, turns: Sequence[Turn], *, sampling: Sampling | None = None, base: bool = False) -> Iterator[str]:
+        """Yield the answer to a conversation that ends with a user turn, piece by piece."""
+        return samples.stream(self.folder, turns, sampling or Sampling(), base)
+
+    def answer(
+        self, prompt: str, *, system: str | None = None, sampling: Sampling | None = None, base: bool = False
+    ) -> str:
+        """The tuned model's answer to a prompt; `base` asks the base model instead."""
+        return "".join(self.stream(prompt, system=system, sampling=sampling, base=base)).strip()
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a finished run.
+
+    Raises:
+        RunError: no run is there, or it has not come to its end.
+    """
+    folder = RunFolder(Path(path).resolve())
+    folder.recipe()
+    if not folder.finished():
+        raise RunError(f"{path}: the run has not come to its end. Go on with: silotune train --resume {path}")
+    return Run(folder)
+
+
+def train(
+    recipe: str | Path | Recipe | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    watch: Watcher = lambda _: None,
+) -> Run:
+    """Train an adapter with the silos of a recipe, on this machine.
+
+    Args:
+        recipe: path of a recipe or a Recipe; may be left out with `resume`.
+        out: folder of a new run; named after the recipe and the time if left out.
+        resume: folder of an unfinished run to go on with.
+        overrides: `section.key=value` in place of the recipe's own.
+        watch: called with every `Event`.
+
+    Raises:
+        InputError: recipe, text, model or folder cannot be used.
+        FederationError: too few silos answered; the last round is saved.
+        Interrupted: Ctrl-C or SIGTERM; the last round is saved.
+    """
+    wanted, old = _wanted(recipe, out, resume, overrides)
+    # All that can be wrong with the input is found before a folder is made or an engine started.
+    crew = local.muster(wanted)
+    spec = result.adapter_spec(wanted)
+    folder = old or run_folder.create(wanted, Path(out) if out is not None else run_folder.default_folder(wanted))
+    with run_folder.held(folder), tempfile.TemporaryDirectory(prefix="silotune-") as name:
+        scratch = Path(name)
+        watch(Event("run", {"path": str(folder.path), "scratch": name, "workers": crew.workers, "threads": crew.threads}))
+        with local.quiet(folder.log_file), local.local_venue(len(crew.silos), watch, scratch) as venue:
+            if not _all_rounds_done(folder, wanted):
+                _run_engine(wanted, folder, crew.showing(scratch), venue, spec)
+            watch(Event("finishing"))
+            finish(wanted, folder)
+    return Run(folder)
+
+
+def _wanted(
+    recipe: str | Path | Recipe | None, out: str | Path | None, resume: str | Path | None, overrides: Sequence[str]
+) -> tuple[Recipe, RunFolder | None]:
+    """The recipe to run, and the folder of the run to go on with."""
+    given = recipe if isinstance(recipe, Recipe) or recipe is None else load_recipe(Path(recipe), overrides)
+    if resume is not None:
+        if out is not None:
+            raise RunError("--out names a new run and --resume an old one: give one of them.")
+        folder = run_folder.reopen(Path(resume), given)
+        return folder.recipe(), folder
+    if given is None:
+        raise RunError("give a recipe, or a run to go on with.")
+    return given, None
+
+
+def finish(recipe: Recipe, folder: RunFolder) -> None:
+    """Write what comes after the last round: the adapter, its card, samples if the recipe wants them, the report."""
+    saved = checkpoint.latest(folder)
+    assert saved is not None
+    if not folder.finished():
+        result.write_adapter(folder, recipe, saved.state.adapter)
+    card.write(folder)
+    if recipe.report.samples:
+        samples.write(folder)
+    page.write(folder)
+
+
+def _all_rounds_done(folder: RunFolder, recipe: Recipe) -> bool:
+    saved = checkpoint.latest(folder)
+    return saved is not None and saved.state.round >= recipe.training.rounds
+
+
+def _run_engine(recipe: Recipe, folder: RunFolder, crew: local.Crew, venue: Venue, spec: AdapterSpec) -> None:
+    # Flower and Ray are slow to import: not before they are needed.
+    from silotune.federation.app import client_app
+    from silotune.federation.server import federate
+
+    def serve(grid: Any) -> None:
+        federate(grid, recipe, folder, venue, spec)
+
+    if recipe.federation.engine == "inline":
+        from silotune.federation.inline import run_inline
+
+        run_inline(serve, client_app, crew.silos)
+    else:
+        from silotune.federation.simulation import run_simulation
+
+        run_simulation(serve, client_app, crew, venue)

@@ -1,0 +1,245 @@
+"""The command line: parse, call, print.
+
+Exit codes: 0 done; 1 a defect of ours; 2 the input is wrong; 3 the federation could not go on, state saved;
+130 stopped by the user, state saved.
+"""
+
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import silotune
+from silotune.errors import Interrupted, RunError, SilotuneError
+
+app = typer.Typer(
+    name="silotune",
+    help="Fine-tune a language model together with organisations that may not share their text.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Replace a setting of the recipe.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"silotune {silotune.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe (TOML); optional with --resume.")] = None,
+    set_: Set = [],  # noqa: B006 - typer reads it and never changes it
+    out: Annotated[Path | None, typer.Option("--out", metavar="RUN", help="Folder of the new run.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an unfinished run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train an adapter with the silos of a recipe."""
+    with _watched(as_json) as watch:
+        run = silotune.train(recipe, out=out, resume=resume, overrides=set_, watch=watch)
+    _tell_result(run, as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option("--out", metavar="RUN", help="Folder of the run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tune the embedded model with three invented silos, and show what it learned."""
+    from silotune.demo import write_demo
+
+    where = out or Path("runs") / "demo"
+    if out is None and (where / "recipe.toml").is_file():
+        shutil.rmtree(where)  # the last demo's own folder; any other is named with --out
+    recipe = write_demo(where.with_name(where.name + "-input"))
+    with _watched(as_json) as watch:
+        run = silotune.train(recipe, out=where, watch=watch)
+    _tell_result(run, as_json)
+
+
+@app.command()
+def generate(
+    run: RunPath,
+    prompt: Annotated[str, typer.Option("--prompt", help="What to answer; - reads it from standard input.")],
+    base: Annotated[bool, typer.Option("--base", help="Show the base model's answer too.")] = False,
+    system: Annotated[str | None, typer.Option("--system", help="A system turn before the prompt.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer at most.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Answer one prompt with a run's model."""
+    opened = silotune.open_run(run)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise silotune.InputError("--prompt: the prompt is blank.")
+    sampling = silotune.Sampling(max_tokens, temperature, top_p, seed)
+    answers: dict[str, str] = {}
+    for name in ("base", "tuned") if base else ("tuned",):
+        if not as_json and base:
+            typer.echo(f"--- {name}")
+        pieces = []
+        for piece in opened.stream(text, system=system, sampling=sampling, base=name == "base"):
+            pieces.append(piece)
+            if not as_json:
+                typer.echo(piece, nl=False)
+        answers[name] = "".join(pieces).strip()
+        if not as_json:
+            typer.echo()
+    if as_json:
+        typer.echo(json.dumps({"prompt": text, **answers}, ensure_ascii=False))
+
+
+@app.command()
+def chat(
+    run: RunPath,
+    base: Annotated[bool, typer.Option("--base", help="Let the base model answer each turn too.")] = False,
+    system: Annotated[str | None, typer.Option("--system", help="A system turn before the conversation.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Talk with a run's model; an empty line or the end of input ends it."""
+    from silotune.data.rows import Turn
+
+    opened = silotune.open_run(run)
+    sampling = silotune.Sampling(max_tokens, temperature, top_p, seed)
+    turns = [Turn("system", system)] if system else []
+    while text := _asked():
+        turns.append(Turn("user", text))
+        answers: dict[str, str] = {}
+        for name in ("base", "tuned") if base else ("tuned",):
+            if not as_json:
+                typer.echo(f"{name}> ", nl=False)
+            pieces = []
+            for piece in opened.reply(turns, sampling=sampling, base=name == "base"):
+                pieces.append(piece)
+                if not as_json:
+                    typer.echo(piece, nl=False)
+            answers[name] = "".join(pieces).strip()
+            if not as_json:
+                typer.echo()
+        if as_json:
+            typer.echo(json.dumps({"prompt": text, **answers}, ensure_ascii=False))
+        turns.append(Turn("assistant", answers["tuned"] or "..."))
+
+
+def _asked() -> str:
+    """The next line of the user's, or nothing at the end."""
+    if sys.stdin.isatty():
+        sys.stderr.write("you> ")
+        sys.stderr.flush()
+    return sys.stdin.readline().strip()
+
+
+@app.command()
+def report(run: RunPath, as_json: AsJson = False) -> None:
+    """Write the HTML page of a run again."""
+    from silotune.report import page
+
+    opened = silotune.open_run(run)
+    page.write(opened.folder)
+    typer.echo(json.dumps({"report": str(opened.folder.report_file)}) if as_json else str(opened.folder.report_file))
+
+
+# ------------------------------------------------------------------------------------------- showing
+
+
+@contextmanager
+def _watched(as_json: bool) -> Iterator[Any]:
+    """Something to call with events, writing to duplicates of our descriptors: the run silences the originals."""
+    from silotune.report.live import JsonLines, LiveTable
+
+    with os.fdopen(os.dup(1 if as_json else 2), "w", encoding="utf-8") as stream:
+        watch = JsonLines(stream) if as_json else LiveTable(Console(file=stream))
+        with watch if isinstance(watch, LiveTable) else nullcontext():
+            yield watch
+
+
+def _tell_result(run: Any, as_json: bool) -> None:
+    """Say what a run gave and where it lies."""
+    from silotune.report import samples
+    from silotune.report.figures import gather, human_bytes
+
+    figures = gather(run.folder)
+    shown = samples.read(run.folder)
+    if as_json:
+        silos = [{"silo": s.name, "loss_before": s.before, "loss_after": s.after, "bytes_up": s.bytes_up,
+                  "bytes_down": s.bytes_down} for s in figures.silos]  # fmt: skip
+        typer.echo(json.dumps({"event": "done", "run": str(run.path), "adapter": str(run.folder.adapter),
+                               "report": str(run.folder.report_file), "base_bytes": figures.base_bytes,
+                               "silos": silos, "samples": shown}, ensure_ascii=False))  # fmt: skip
+        return
+    console = Console()
+    table = Table(title="held-out loss, nats a token")
+    for name in ("silo", "base", "tuned", "left the silo", "its text"):
+        table.add_column(name, justify="left" if name == "silo" else "right")
+    for silo in figures.silos:
+        before, after = (f"{value:.3f}" if value is not None else "-" for value in (silo.before, silo.after))
+        table.add_row(silo.name, before, after, human_bytes(silo.bytes_up), human_bytes(silo.text_bytes))
+    console.print(table)
+    console.print(f"No text left a silo. The base model itself has {human_bytes(figures.base_bytes)}.", highlight=False)
+    for sample in shown:
+        console.print(f"\n[bold]{sample['silo']}[/bold], held out:", highlight=False)
+        for label, key in (("question", "question"), ("base", "base"), ("tuned", "tuned")):
+            console.print(f"  {label:9}{' '.join(sample[key].split())}", highlight=False, markup=False)
+    console.print(f"\nadapter  {run.folder.adapter}\nreport   {run.folder.report_file}", highlight=False, soft_wrap=True)
+
+
+# --------------------------------------------------------------------------------------------- ending
+
+
+def main() -> None:
+    """Run the command line: one message and an exit code for whatever goes wrong."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        app(standalone_mode=False)
+    except click.exceptions.Abort:
+        _end("stopped.", 130, as_json)
+    except click.ClickException as error:
+        _end(f"{error.format_message()} See: silotune --help", 2, as_json)
+    except KeyboardInterrupt:
+        _end("stopped.", 130, as_json)
+    except Interrupted as error:
+        _end(f"{error}. What was reached is saved; go on with: silotune train --resume RUN", error.exit_code, as_json)
+    except SilotuneError as error:
+        _end(str(error), error.exit_code, as_json)
+    except BrokenPipeError:
+        os._exit(0)
+    except Exception as error:
+        traceback.print_exc()
+        _end(f"unexpected {type(error).__name__}; this is a defect of silotune, please report it.", 1, as_json)
+
+
+def _end(message: str, code: int, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"event": "error", "message": message, "exit_code": code}, ensure_ascii=False))
+    else:
+        typer.echo(f"silotune: {message}", err=True)
+    sys.exit(code)
+
+
+__all__ = ["RunError", "app", "main"]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Which rows a round trains on, in which batches: a function of the seed, the silo and the round alone.
+
+No state is kept, so a resumed run and a silo that starts a new process for every message see the same batches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from silotune.data.seeds import derive
+from silotune.data.tokens import Example
+from silotune.settings import TrainingSettings
+
+DEFAULT_STEPS = 20
+
+
+def steps_in_round(settings: TrainingSettings, rows: int) -> int:
+    """Optimizer steps a round, for a silo with that many training rows."""
+    if settings.epochs is None:
+        return settings.steps or DEFAULT_STEPS
+    return max(1, round(settings.epochs * rows / (settings.batch * settings.accumulation)))
+
+
+def plan_round(settings: TrainingSettings, lengths: Sequence[int], seed: int, silo: str, round_: int) -> list[list[list[int]]]:
+    """Row numbers of a round: [step][forward pass][row].
+
+    Rounds walk on through shuffled passes over the rows, each row once a pass. Within a round, rows of similar
+    length share a forward pass (less padding) and forward passes come in shuffled order.
+
+    Args:
+        settings: steps or epochs, batch and accumulation.
+        lengths: tokens of each training row.
+        seed: of the run.
+        silo: name of the silo.
+        round_: from 1.
+    """
+    steps = steps_in_round(settings, len(lengths))
+    passes = steps * settings.accumulation
+    first = (round_ - 1) * passes * settings.batch
+    rows = _walk(first, passes * settings.batch, len(lengths), seed, silo)
+    rows.sort(key=lambda row: lengths[row])
+    batches = [rows[start : start + settings.batch] for start in range(0, len(rows), settings.batch)]
+    order = np.random.default_rng(derive(seed, "order", silo, round_)).permutation(passes)
+    shuffled = [batches[index] for index in order]
+    return [shuffled[start : start + settings.accumulation] for start in range(0, passes, settings.accumulation)]
+
+
+def _walk(first: int, count: int, rows: int, seed: int, silo: str) -> list[int]:
+    """Rows number first .. first + count - 1 of endless shuffled passes over all rows."""
+    walked: list[int] = []
+    while len(walked) < count:
+        number, start = divmod(first + len(walked), rows)
+        order = np.random.default_rng(derive(seed, "pass", silo, number)).permutation(rows)
+        walked += order[start : start + count - len(walked)].tolist()
+    return walked
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded on the right to the longest of them, as tensors on the model's device."""
+
+    ids: Any
+    """int64 (rows, length)."""
+    mask: Any
+    """int64 (rows, length): 1 where there is a token."""
+    predicts: Any
+    """bool (rows, length): whether the next token of this position carries loss."""
+
+    @property
+    def loss_tokens(self) -> int:
+        """Tokens that carry loss."""
+        return int(self.predicts.sum())
+
+
+def collate(examples: Sequence[Example], pad: int, device: str) -> Batch:
+    """Make a batch; `pad` fills up and is masked everywhere, so any token id will do."""
+    import torch
+
+    length = max(len(example.ids) for example in examples)
+    ids = torch.full((len(examples), length), pad, dtype=torch.int64)
+    mask = torch.zeros((len(examples), length), dtype=torch.int64)
+    predicts = torch.zeros((len(examples), length), dtype=torch.bool)
+    for index, example in enumerate(examples):
+        size = len(example.ids)
+        ids[index, :size] = torch.tensor(example.ids)
+        mask[index, :size] = 1
+        predicts[index, : size - 1] = torch.tensor(example.answered[1:], dtype=torch.bool)
+    return Batch(ids.to(device), mask.to(device), predicts.to(device))
+
+
+def by_length(examples: Sequence[Example], rows: int) -> list[list[int]]:
+    """Row numbers in batches of `rows` of similar length, for evaluation."""
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
+    return [order[start : start + rows] for start in range(0, len(order), rows)]

@@ -1,0 +1,129 @@
+"""Saving and finding the state of a run, so that a kill at any moment loses at most the round it fell into."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from silotune.algorithms.interface import ServerState
+from silotune.errors import RunError
+from silotune.federation.run import RunFolder
+
+KEEP = 2
+"""How many rounds' states stay."""
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a silo said of itself when it joined."""
+
+    silo: str
+    fingerprint: str
+    base_bytes: int
+    train_rows: int
+    train_tokens: int
+    train_loss_tokens: int
+    train_cut: int
+    test_rows: int
+    test_loss_tokens: int
+    test_cut: int
+    text_bytes: int
+    threads: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A state and what belongs to it."""
+
+    state: ServerState
+    profiles: Mapping[str, Profile]
+    """Every silo that has ever joined, by name."""
+    metrics_bytes: int
+    """Length of metrics.jsonl at that time: what comes after belongs to a round that did not count."""
+
+
+def save(run: RunFolder, saved: Saved) -> None:
+    """Write the state of a round: whole or not at all, and on the disk before it has its name."""
+    run.states.mkdir(exist_ok=True)
+    target = run.states / f"round-{saved.state.round:04d}"
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=run.states))
+    tensors = {f"adapter/{name}": value for name, value in saved.state.adapter.items()}
+    tensors |= {f"extra/{name}": value for name, value in saved.state.extra.items()}
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, unfinished / "state.safetensors")
+    described = {
+        "format": FORMAT,
+        "round": saved.state.round,
+        "metrics_bytes": saved.metrics_bytes,
+        "profiles": {name: asdict(profile) for name, profile in saved.profiles.items()},
+    }
+    (unfinished / "state.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
+    for path in (*unfinished.iterdir(), unfinished):
+        _sync(path)
+    if target.exists():
+        shutil.rmtree(target)
+    unfinished.rename(target)
+    _sync(run.states)
+    for old in _rounds(run)[:-KEEP]:
+        shutil.rmtree(old)
+
+
+def latest(run: RunFolder) -> Saved | None:
+    """The last state that was saved, or None. Sweeps up what an interrupted save has left.
+
+    Raises:
+        RunError: a state is there but cannot be read.
+    """
+    for leftover in run.states.glob(".unfinished-*"):
+        shutil.rmtree(leftover)
+    rounds = _rounds(run)
+    if not rounds:
+        return None
+    folder = rounds[-1]
+    try:
+        described = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "state.safetensors")
+        if described["format"] != FORMAT:
+            raise RunError(f"{folder}: written in format {described['format']}, this version reads format {FORMAT}.")
+        profiles = {name: Profile(**values) for name, values in described["profiles"].items()}
+        state = ServerState(described["round"], _below("adapter/", tensors), _below("extra/", tensors))
+        return Saved(state, profiles, described["metrics_bytes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{folder}: cannot be read ({type(error).__name__}). Remove this folder to go on from the round before."
+        ) from None
+
+
+def rewind(run: RunFolder, saved: Saved | None) -> None:
+    """Cut metrics.jsonl back to the saved state. The ledger keeps every message that was ever sent."""
+    if run.metrics_file.exists():
+        os.truncate(run.metrics_file, saved.metrics_bytes if saved else 0)
+
+
+def metrics_bytes(run: RunFolder) -> int:
+    """Length of metrics.jsonl now."""
+    return run.metrics_file.stat().st_size if run.metrics_file.exists() else 0
+
+
+def _below(prefix: str, tensors: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _rounds(run: RunFolder) -> list[Path]:
+    return sorted(run.states.glob("round-*"), key=lambda path: int(path.name.removeprefix("round-")))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,207 @@
+"""A silo's side: one message in, one answer out.
+
+What the silo holds comes from its own configuration; the message brings the job and the adapter, never a path.
+Whatever goes wrong is answered in words that cannot carry text: this package's own messages (files, lines,
+fields), or the kind and place of an unexpected error, never what it says.
+"""
+
+import json
+import logging
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+import silotune
+from silotune import algorithms
+from silotune.data.corpus import Corpus, load_corpus
+from silotune.data.silos import SiloConfig, find_silos
+from silotune.errors import InputError, Interrupted, SilotuneError
+from silotune.model.base import LOCAL
+from silotune.settings import Job
+from silotune.wire import manifest
+from silotune.wire.envelope import Envelope, Kind, Scalar, failure
+
+logger = logging.getLogger(__name__)
+
+SILOS_VARIABLE = "SILOTUNE_SILOS"
+"""Names a file on this machine with the configurations of simulated silos, by partition."""
+
+
+def silo_of(node_config: Mapping[str, Any]) -> SiloConfig:
+    """The silo's configuration: from its node's configuration, or by its partition in a simulation.
+
+    Node configuration of a SuperNode: `data` (a silo's folder or its NAME.train.jsonl) and optionally `silo`
+    (its name), `base` (where the base model lies), `threads`, `device`, `dtype`, `holdout`, `ledger`.
+
+    Raises:
+        InputError: neither is there, or a key is unknown or of the wrong type.
+    """
+    if "silotune" in node_config:
+        return SiloConfig.from_json(str(node_config["silotune"]))
+    if "data" in node_config:
+        return _from_node(node_config)
+    listed = os.environ.get(SILOS_VARIABLE)
+    if listed and "partition-id" in node_config:
+        silos = json.loads(Path(listed).read_text(encoding="utf-8"))
+        return SiloConfig.from_json(silos[int(node_config["partition-id"])])
+    raise InputError(
+        "this node does not say where its text lies: start the SuperNode with "
+        "--node-config 'data=\"/path/of/the/silo\"'"
+    )
+
+
+NODE_KEYS: Mapping[str, type] = {
+    "data": str, "silo": str, "base": str, "threads": int, "device": str, "dtype": str, "holdout": float, "ledger": str,
+}  # fmt: skip
+
+
+def _from_node(node_config: Mapping[str, Any]) -> SiloConfig:
+    given = {key: value for key, value in node_config.items() if key not in ("partition-id", "num-partitions")}
+    for key, value in given.items():
+        if key not in NODE_KEYS:
+            raise InputError(f"node configuration: unknown key {key!r}; there are {', '.join(NODE_KEYS)}")
+        if type(value) is not NODE_KEYS[key]:
+            raise InputError(f"node configuration: {key} must be {NODE_KEYS[key].__name__}")
+    found = find_silos(given.pop("data"))
+    if len(found) != 1:
+        raise InputError(f"node configuration: data must be one silo's, it holds {len(found)}")
+    files = type(found[0])(given.pop("silo", found[0].name), found[0].train, found[0].test)
+    ledger = given.pop("ledger", None)
+    return SiloConfig(files=files, ledger=Path(ledger) if ledger else None, **given)
+
+
+# ------------------------------------------------------------------------------------------- answering
+
+
+def answer(request: Envelope, silo: SiloConfig) -> Envelope:
+    """Answer one message of the server; what goes wrong becomes an answer too."""
+    return guarded(request.kind, lambda: ANSWERS[request.kind](request, silo))
+
+
+def guarded(kind: Kind, work: Callable[[], Envelope]) -> Envelope:
+    """Run `work`; turn an exception into a failure that carries no text of a silo."""
+    try:
+        return work()
+    except SilotuneError as error:
+        logger.warning("%s not answered: %s", kind, error)
+        return failure(kind, str(error))
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"unexpected {type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
+        logger.error("%s not answered: %s", kind, reason)
+        return failure(kind, reason)
+
+
+@dataclass
+class _Work:
+    """A job on a silo: the resident model, the silo's text, and where progress goes."""
+
+    job: Job
+    silo: SiloConfig
+    round: int
+    tuner: Any
+    corpus: Corpus
+    progress: Callable[..., None] = field(default=lambda **_: None)
+
+
+def _prepare(request: Envelope, silo: SiloConfig) -> _Work:
+    import torch
+
+    from silotune.federation.progress import Progress
+    from silotune.model.base import place
+    from silotune.model.tuner import tuner
+
+    try:
+        job = Job.model_validate_json(str(request.fields["job"]))
+    except ValidationError as error:
+        raise InputError(f"the server's job cannot be used: {error.errors()[0]['msg']}") from None
+    torch.set_num_threads(silo.threads or os.cpu_count() or 1)
+    if job.base == LOCAL and silo.base is None:
+        raise InputError("the job's base model is a local one: name its place here with the node's `base`")
+    resident = tuner(silo.base or job.base, job.lora, place(silo.device, silo.dtype))
+    corpus = load_corpus(silo.files, resident.tokenizer, job.max_length, silo.holdout, job.seed)
+    round_ = int(request.fields.get("round", 0))
+    return _Work(job, silo, round_, resident, corpus, Progress(silo.scratch, silo.files.name, round_, request.kind))
+
+
+def _hello(request: Envelope, silo: SiloConfig) -> Envelope:
+    work = _prepare(request, silo)
+    train, test = work.corpus.train, work.corpus.test
+    fields: dict[str, Scalar] = {
+        "silo": silo.files.name,
+        "fingerprint": work.tuner.fingerprint,
+        "base_bytes": work.tuner.base_bytes,
+        "train_rows": len(train.examples),
+        "train_tokens": sum(len(example.ids) for example in train.examples),
+        "train_loss_tokens": train.loss_tokens,
+        "train_cut": train.cut,
+        "test_rows": len(test.examples),
+        "test_loss_tokens": test.loss_tokens,
+        "test_cut": test.cut,
+        "text_bytes": train.text_bytes + test.text_bytes,
+        "threads": silo.threads or os.cpu_count() or 1,
+        "version": silotune.__version__,
+    }
+    return Envelope("up", "hello", fields)
+
+
+def _received(request: Envelope, work: _Work) -> dict[str, Any]:
+    from silotune.model import lora
+
+    assert request.vector is not None and request.manifest is not None
+    adapter = manifest.unpack(request.vector, request.manifest, work.tuner.spec)
+    lora.put(work.tuner.model, adapter)
+    return adapter
+
+
+def _train(request: Envelope, silo: SiloConfig) -> Envelope:
+    from silotune.model import lora
+    from silotune.training.local import train_round
+
+    work = _prepare(request, silo)
+    received = _received(request, work)
+    totals = train_round(
+        work.tuner, work.corpus.train.examples, work.job.training, work.job.seed, silo.files.name, work.round,
+        lambda step: work.progress(step=step.step, steps=step.steps, loss=step.loss, tokens=step.tokens, seconds=step.seconds),
+    )  # fmt: skip
+    update = algorithms.find(work.job.algorithm).client(received, lora.take(work.tuner.model))
+    vector, described = manifest.pack(update)
+    fields: dict[str, Scalar] = {
+        "steps": totals.steps,
+        "loss": totals.loss,
+        "tokens": totals.tokens,
+        "loss_tokens": totals.loss_tokens,
+        "examples": len(work.corpus.train.examples),
+        "seconds": totals.seconds,
+    }
+    return Envelope("up", "train", fields, vector, described)
+
+
+def _evaluate(request: Envelope, silo: SiloConfig) -> Envelope:
+    from silotune.training.evaluation import evaluate
+
+    work = _prepare(request, silo)
+    _received(request, work)
+    score = evaluate(work.tuner, work.corpus.test.examples, lambda: work.progress())
+    fields: dict[str, Scalar] = {
+        "rows": score.rows,
+        "tokens": score.tokens,
+        "loss": score.loss,
+        "correct": score.correct,
+        "seconds": score.seconds,
+    }
+    return Envelope("up", "evaluate", fields)
+
+
+ANSWERS: Mapping[Kind, Callable[[Envelope, SiloConfig], Envelope]] = {
+    "hello": _hello,
+    "train": _train,
+    "evaluate": _evaluate,
+}
+
+__all__ = ["Interrupted", "answer", "guarded", "silo_of"]

@@ -1,0 +1,36 @@
+"""What happens in a run, for whoever watches: the live table, `--json`, a caller of the Python API."""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened.
+
+    Kinds: `start`, `joined`, `round_start`, `asked`, `answered`, `left_out`, `round`, `saved`, `finishing`.
+    """
+
+    kind: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+Watcher = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Venue:
+    """The circumstances that a federation runs in."""
+
+    expected: int
+    """Silos to wait for before the first round."""
+    fixed: bool
+    """Whether nobody can join after the start (a simulation)."""
+    watch: Watcher = lambda _: None
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set to end the run after what is being done."""
+    scratch: Path | None = None
+    """Folder of `progress`, on one machine only."""

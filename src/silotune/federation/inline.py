@@ -1,0 +1,90 @@
+"""The inline engine: Flower's own apps in this process, one silo after another.
+
+The oracle of the tests, and the quickest way on a small machine: no process is started.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.task_identity import TaskIdentity
+
+from silotune.data.silos import SiloConfig
+
+SERVER = 1
+"""Flower's number for the server."""
+
+
+class InlineGrid(Grid):
+    """A `Grid` that calls the ClientApp itself: one message each time that answers are pulled."""
+
+    def __init__(self, client_app: ClientApp, silos: Sequence[SiloConfig]) -> None:
+        """Make a node for every silo, numbered from 1 in the given order."""
+        self._app = client_app
+        self._contexts = {
+            number: Context(
+                run_id=1, node_id=number, node_config={"silotune": silo.to_json()}, state=RecordDict(), run_config={}
+            )
+            for number, silo in enumerate(silos, 1)
+        }
+        self._pending: dict[str, Message] = {}
+        self._numbers = itertools.count(1)
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SERVER, 1
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Every silo is always here."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Keep messages until their answers are asked for."""
+        identifiers = []
+        for message in messages:
+            identifier = f"message-{next(self._numbers)}"
+            message.metadata.__dict__["_message_id"] = identifier
+            self._pending[identifier] = message
+            identifiers.append(identifier)
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Have the next of these messages answered, and return the answer."""
+        for identifier in message_ids:
+            message = self._pending.pop(identifier, None)
+            if message is not None:
+                return [self._answer(message)]
+        return []
+
+    def _answer(self, message: Message) -> Message:
+        try:
+            return self._app(message, self._contexts[message.metadata.dst_node_id])
+        except Exception as error:  # as Flower's runtimes do
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, type(error).__name__), reply_to=message)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push, and pull until all are answered."""
+        waiting = list(self.push_messages(messages))
+        return [answer for identifier in waiting for answer in self.pull_messages([identifier])]
+
+    def set_run(self, run: Any) -> None:
+        """There is one run only."""
+
+    @property
+    def run(self) -> Any:
+        """There is one run only, and it needs no description."""
+        return None
+
+    def create_message(self, *_: Any, **__: Any) -> Message:
+        """Deprecated in Flower; messages are made with their constructor."""
+        raise NotImplementedError("use flwr.app.Message(...)")
+
+
+def run_inline(serve: Callable[[Grid], None], client_app: ClientApp, silos: Sequence[SiloConfig]) -> None:
+    """Run a ServerApp that serves, over a grid of these silos; what `serve` raises comes through."""
+    from silotune.federation.app import make_server_app
+
+    server_app: ServerApp = make_server_app(lambda grid, _: serve(grid))
+    context = Context(run_id=1, node_id=SERVER, node_config={}, state=RecordDict(), run_config={})
+    server_app(InlineGrid(client_app, silos), context)

@@ -1,0 +1,89 @@
+"""Between envelopes and Flower's messages, and what a message weighs when serialised."""
+
+from typing import cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+from silotune.errors import AdmissionError
+from silotune.privacy.ledger import Entry
+from silotune.wire.envelope import Direction, Envelope, Kind
+from silotune.wire.manifest import Manifest
+
+FIELDS, ADAPTER, ARRAY, MANIFEST = "silotune.fields", "silotune.adapter", "adapter", "silotune.manifest"
+
+TYPES: dict[Kind, str] = {"hello": "query", "train": "train", "evaluate": "evaluate"}
+"""Flower's message type for each kind."""
+
+NPY_HEADER_BYTES = 4096
+"""More than NumPy's file header ever takes, in bytes."""
+
+
+def content(envelope: Envelope) -> RecordDict:
+    """Write an envelope as the content of a Flower message."""
+    records = RecordDict({FIELDS: ConfigRecord(dict(envelope.fields))})
+    if envelope.vector is not None and envelope.manifest is not None:
+        records[ADAPTER] = ArrayRecord({ARRAY: Array(envelope.vector)})
+        records[MANIFEST] = ConfigRecord({"json": envelope.manifest.to_json()})
+    return records
+
+
+def envelope(message: Message, direction: Direction, kind: Kind, most_bytes: int) -> Envelope:
+    """Read the content of a Flower message; sizes are checked before anything is allocated.
+
+    Args:
+        message: with content.
+        direction: that it came from.
+        kind: that it must be of.
+        most_bytes: of its array.
+
+    Raises:
+        AdmissionError: not what the schema allows.
+    """
+    records = message.content
+    if not set(records) <= {FIELDS, ADAPTER, MANIFEST} or FIELDS not in records:
+        raise AdmissionError("the message has records that are not of this schema")
+    fields = records[FIELDS]
+    if not isinstance(fields, ConfigRecord):
+        raise AdmissionError("the message's fields are of the wrong type")
+    if ADAPTER not in records:
+        return Envelope(direction, kind, dict(fields))  # type: ignore[arg-type]
+    arrays, manifest = records[ADAPTER], records.get(MANIFEST)
+    if not isinstance(arrays, ArrayRecord) or list(arrays) != [ARRAY] or not isinstance(manifest, ConfigRecord):
+        raise AdmissionError("the adapter must be one array with its manifest")
+    array = arrays[ARRAY]
+    if array.stype != "numpy.ndarray" or array.dtype != "float32":
+        raise AdmissionError(f"the array is of dtype {array.dtype[:20]}, expected float32")
+    if len(array.data) > most_bytes + NPY_HEADER_BYTES:
+        raise AdmissionError(f"the array has {len(array.data)} bytes, at most {most_bytes} are expected")
+    try:
+        vector = array.numpy()
+    except (ValueError, EOFError, OSError):
+        raise AdmissionError("the array cannot be read") from None
+    if vector.dtype != np.float32:
+        raise AdmissionError(f"the array is of dtype {vector.dtype}, expected float32")
+    text = manifest.get("json")
+    if not isinstance(text, str):
+        raise AdmissionError("the manifest is missing")
+    return Envelope(direction, kind, dict(fields), vector, Manifest.from_json(text))  # type: ignore[arg-type]
+
+
+def weigh(message: Message) -> tuple[int, str]:
+    """(bytes of every object of the message's tree as Flower serialises it, SHA-256 of its content)."""
+    size = sum(len(item.deflate()) for item in get_all_nested_objects(message).values())
+    return size, cast(str, message.content.object_id)
+
+
+def ledger_entry(opened: Envelope, message: Message, silo: str, round_: int) -> Entry:
+    """Describe a message as it is serialised."""
+    size, digest = weigh(message)
+    tensors = opened.manifest.spec.shapes if opened.manifest else ()
+    dtype = opened.manifest.codec if opened.manifest else None
+    return Entry(opened.direction, silo, opened.kind, round_, tensors, dtype, opened.fields, size, digest)
+
+
+def refused_entry(message: Message, kind: Kind, silo: str, round_: int, reason: str) -> Entry:
+    """Describe an answer that was not admissible: its weight and why, nothing of what it claims to hold."""
+    size, digest = weigh(message)
+    return Entry("up", silo, kind, round_, (), None, {"inadmissible": reason}, size, digest)

@@ -1,0 +1,32 @@
+"""The result of a run: an adapter folder that plain PEFT loads."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from silotune.federation.run import RunFolder
+from silotune.model import base, lora
+from silotune.model.adapter import AdapterSpec, AdapterState
+from silotune.settings import Recipe
+
+
+def adapter_spec(recipe: Recipe) -> AdapterSpec:
+    """Names and shapes of a recipe's adapter, from the base model's configuration; no weight is loaded.
+
+    Raises:
+        ModelError: the base cannot be had, or the settings do not fit it.
+    """
+    return lora.spec_of(lora.attach(base.load_skeleton(base.locate(recipe.model.base)), recipe.lora))
+
+
+def write_adapter(run: RunFolder, recipe: Recipe, adapter: AdapterState) -> None:
+    """Write `adapter/`, whole or not at all; one that is there is replaced."""
+    skeleton = base.load_skeleton(base.locate(recipe.model.base))
+    config = lora.peft_config(skeleton, recipe.lora)
+    unfinished = Path(tempfile.mkdtemp(prefix=".adapter-", dir=run.path))
+    os.chmod(unfinished, 0o755)
+    lora.save(adapter, config, unfinished, base.public_name(recipe.model.base))
+    if run.adapter.exists():
+        shutil.rmtree(run.adapter)
+    unfinished.rename(run.adapter)

@@ -1,0 +1,184 @@
+"""A run's folder: who may write it, what lies where, and what it was run with."""
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from silotune.errors import RunError
+from silotune.privacy.ledger import append_line
+from silotune.settings import Recipe, check_recipe, difference, dump_recipe, load_recipe
+
+PACKAGES = ("silotune", "flwr", "ray", "torch", "transformers", "peft", "numpy", "safetensors", "tokenizers")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run."""
+
+    path: Path
+
+    @property
+    def recipe_file(self) -> Path:
+        """Every setting of the run."""
+        return self.path / "recipe.toml"
+
+    @property
+    def environment_file(self) -> Path:
+        """Versions and machine."""
+        return self.path / "environment.json"
+
+    @property
+    def states(self) -> Path:
+        """A folder a round, the last few."""
+        return self.path / "state"
+
+    @property
+    def metrics_file(self) -> Path:
+        """A line a silo a round, and a line a round."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def ledger_file(self) -> Path:
+        """A line a message."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def adapter(self) -> Path:
+        """The result, as PEFT reads it."""
+        return self.path / "adapter"
+
+    @property
+    def report_file(self) -> Path:
+        """The page."""
+        return self.path / "report.html"
+
+    @property
+    def log_file(self) -> Path:
+        """What Flower, Ray and the libraries below say."""
+        return self.path / "log.txt"
+
+    def recipe(self) -> Recipe:
+        """The recipe that the run was made with.
+
+        Raises:
+            RunError: this is no run folder.
+        """
+        if not self.recipe_file.is_file():
+            raise RunError(f"{self.path}: not a run folder (it holds no recipe.toml).")
+        return load_recipe(self.recipe_file)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl."""
+        if not self.metrics_file.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+
+    def ledger(self) -> Iterator[dict[str, Any]]:
+        """All lines of ledger.jsonl, in order."""
+        if self.ledger_file.exists():
+            with self.ledger_file.open(encoding="utf-8") as stream:
+                for line in stream:
+                    yield json.loads(line)
+
+    def environment(self) -> dict[str, Any]:
+        """What environment.json says."""
+        environment: dict[str, Any] = json.loads(self.environment_file.read_text(encoding="utf-8"))
+        return environment
+
+    def add_metrics(self, line: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        append_line(self.metrics_file, json.dumps(line, ensure_ascii=False))
+
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return (self.adapter / "adapter_model.safetensors").is_file()
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """Where a run goes that nobody named: runs/NAME-DATE-TIME below the working directory."""
+    return Path("runs") / f"{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def create(recipe: Recipe, path: Path) -> RunFolder:
+    """Make a new run folder with the recipe and the environment in it.
+
+    Raises:
+        RunError: something is there already.
+    """
+    run = RunFolder(path.resolve())
+    if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        raise RunError(f"{path}: exists already. Choose another --out, or go on with --resume {path}.")
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.environment_file.write_text(json.dumps(describe_environment(recipe), indent=2) + "\n", encoding="utf-8")
+        unfinished = run.path / ".recipe.toml"
+        unfinished.write_text(dump_recipe(recipe), encoding="utf-8")
+        unfinished.replace(run.recipe_file)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror}).") from None
+    return run
+
+
+def reopen(path: Path, recipe: Recipe | None) -> RunFolder:
+    """Open a run folder to go on with.
+
+    Args:
+        path: of the run.
+        recipe: what the user asks for now, or None to take the run's own.
+
+    Raises:
+        RunError: no run is there, or it is one of another recipe; the differences are named.
+    """
+    run = RunFolder(path.resolve())
+    before = run.recipe()
+    if recipe is not None:
+        changes = difference(before, check_recipe(recipe.model_dump(exclude_none=True), "recipe"))
+        if changes:
+            raise RunError(f"{path}: was run with another recipe: {'; '.join(changes)}. Start a new run instead.")
+    return run
+
+
+def describe_environment(recipe: Recipe) -> dict[str, Any]:
+    """Versions and machine, without names of people or hosts."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "engine": recipe.federation.engine,
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@contextmanager
+def held(run: RunFolder) -> Iterator[None]:
+    """Hold a run folder, so that two processes never write one run.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    lock = FileLock(run.path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{run.path}: another process is working on this run. Wait for it or stop it first.") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,96 @@
+"""On Flower's simulation engine: silos share worker processes, which stay and keep the base model.
+
+Flower's only backend is Ray. A cluster is started for the run alone, in a folder of its own, and ends with it. A
+worker that dies (killed, out of memory) is started anew and its message answered again: local training is a
+function of the message and the silo's rows, so the run's result stays the same to the bit.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from silotune.errors import FederationError
+from silotune.federation.client import SILOS_VARIABLE
+from silotune.federation.events import Venue
+from silotune.federation.local import Crew
+
+OBJECT_STORE_BYTES = 512 << 20
+"""Shared memory of Ray for messages under way."""
+RESTARTS = 3
+"""How often a message is answered again after its worker died."""
+
+
+def run_simulation(serve: Callable[[Grid], None], client_app: ClientApp, crew: Crew, venue: Venue) -> None:
+    """Run a ServerApp that serves, with one virtual node a silo; what `serve` raises comes through.
+
+    Raises:
+        FederationError: the engine could not be started or broke down.
+    """
+    assert venue.scratch is not None
+    listed = venue.scratch / "silos.list"
+    listed.write_text(json.dumps([silo.to_json() for silo in crew.silos]), encoding="utf-8")
+    os.environ[SILOS_VARIABLE] = str(listed)
+    os.environ["OMP_NUM_THREADS"] = str(crew.threads)
+    ray_folder = Path(tempfile.mkdtemp(prefix="sr-"))  # short: Ray puts sockets below it, whose paths are bounded
+    try:
+        _run(serve, client_app, crew, venue, ray_folder)
+    finally:
+        del os.environ[SILOS_VARIABLE], os.environ["OMP_NUM_THREADS"]
+        shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def _run(serve: Callable[[Grid], None], client_app: ClientApp, crew: Crew, venue: Venue, ray_folder: Path) -> None:
+    import flwr.simulation
+
+    from silotune.federation.app import make_server_app
+
+    outcome: list[BaseException] = []
+    served: list[bool] = []
+
+    def serve_and_keep(grid: Grid) -> None:
+        try:
+            serve(grid)
+            served.append(True)
+        except BaseException as error:
+            outcome.append(error)
+
+    try:
+        flwr.simulation.run_simulation(
+            server_app=make_server_app(lambda grid, _: serve_and_keep(grid)),
+            client_app=client_app,
+            num_supernodes=len(crew.silos),
+            backend_config={"init_args": _ray(crew, ray_folder), "client_resources": _share(crew)},
+        )
+    except Exception as error:
+        venue.stop.set()  # the server's thread must not wait for silos that cannot come
+        if not outcome:
+            raise FederationError(f"Flower's simulation engine broke down ({type(error).__name__}); see the log.") from error
+    if outcome:
+        raise outcome[0]
+    if not served:
+        raise FederationError("Flower's simulation engine ended before the run did; see the log.")
+
+
+def _ray(crew: Crew, folder: Path) -> dict[str, str | int | bool]:
+    return {
+        "address": "local",
+        "num_cpus": crew.workers,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "_temp_dir": str(folder),
+    }
+
+
+def _share(crew: Crew) -> dict[str, int | float]:
+    """Ray's options for a worker: one slot each, a share of the GPUs, and another try when it dies."""
+    import torch
+
+    gpus = torch.cuda.device_count() / crew.workers if crew.silos[0].device != "cpu" else 0.0
+    return {"num_cpus": 1, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": RESTARTS}

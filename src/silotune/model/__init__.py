@@ -1,0 +1,1 @@
+"""The base model, LoRA on it, the algebra of adapters, and generation."""

@@ -1,0 +1,81 @@
+"""An adapter outside a model: named float32 arrays, one flat vector, and the file that PEFT loads.
+
+Names are those of PEFT's own file, for example `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`
+with shape (r, d_in), and `...lora_B.weight` with shape (d_out, r).
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+AdapterState = Mapping[str, NDArray[np.float32]]
+
+A_SUFFIX = ".lora_A.weight"
+B_SUFFIX = ".lora_B.weight"
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """Names and shapes of an adapter, in the order in which they lie in the flat vector (sorted by name)."""
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, adapter: "AdapterState | Mapping[str, tuple[int, ...]]") -> "AdapterSpec":
+        """Describe an adapter, or a mapping from names to shapes."""
+        return cls(
+            tuple(
+                (name, tuple(value.shape if isinstance(value, np.ndarray) else value))
+                for name, value in sorted(adapter.items())
+            )
+        )
+
+    @property
+    def size(self) -> int:
+        """How many numbers the adapter has."""
+        return sum(int(np.prod(shape)) for _, shape in self.shapes)
+
+    def pairs(self) -> Iterator[tuple[str, str, str]]:
+        """Yield (module, name of A, name of B) for every adapted module."""
+        for name, _ in self.shapes:
+            if name.endswith(A_SUFFIX):
+                module = name.removesuffix(A_SUFFIX)
+                yield module, name, module + B_SUFFIX
+
+
+def flatten(adapter: AdapterState) -> NDArray[np.float32]:
+    """One vector (size,) of float32 with the arrays in the order of their names."""
+    return np.concatenate([np.asarray(adapter[name], np.float32).ravel() for name in sorted(adapter)])
+
+
+def unflatten(vector: NDArray[np.float32], spec: AdapterSpec) -> dict[str, NDArray[np.float32]]:
+    """The inverse of `flatten`: views into `vector`, which has shape (spec.size,)."""
+    if vector.shape != (spec.size,):
+        raise ValueError(f"expected a vector of {spec.size} numbers, got shape {vector.shape}")
+    arrays, start = {}, 0
+    for name, shape in spec.shapes:
+        count = int(np.prod(shape))
+        arrays[name] = vector[start : start + count].reshape(shape)
+        start += count
+    return arrays
+
+
+def initial_adapter(spec: AdapterSpec, seed: int) -> dict[str, NDArray[np.float32]]:
+    """A new adapter that changes nothing: B = 0, A uniform in +-1/sqrt(d_in) as PEFT draws it.
+
+    Drawn with NumPy's Philox generator from the seed and each array's name, so every machine gets the same bits
+    and no weight of the base is needed.
+    """
+    adapter = {}
+    for name, shape in spec.shapes:
+        if name.endswith(A_SUFFIX):
+            key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+            generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
+            drawn = generator.random(shape, dtype=np.float32)
+            adapter[name] = ((2 * drawn - 1) / np.float32(np.sqrt(shape[1]))).astype(np.float32)
+        else:
+            adapter[name] = np.zeros(shape, np.float32)
+    return adapter

@@ -1,0 +1,186 @@
+"""The base model: found by name, folder, GGUF file or hub id, loaded frozen, with its tokenizer.
+
+No table of model families: whatever transformers loads as a causal language model, and PEFT can adapt, will do.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from silotune.errors import ModelError
+from silotune.model import embedded, gguf
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '### ' + (message['role'] | capitalize) + ':\\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
+)
+"""For a model without a chat template: a heading a turn, the end-of-sequence token after each answer."""
+
+LOCAL = "local"
+"""What a job calls a base that lies in a folder or file: every silo names its own place of it."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which numbers the frozen weights are computed with."""
+
+    device: Literal["cpu", "cuda"]
+    dtype: Literal["float32", "bfloat16", "nf4"]
+
+
+def place(device: str, dtype: str) -> Placement:
+    """Settle `auto`, and refuse what this machine does not have.
+
+    Raises:
+        ModelError: CUDA, bfloat16 or 4-bit weights asked for where they cannot be had.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise ModelError('model.device: "cuda" was asked for, but torch sees no CUDA device. Use "cpu" or "auto".')
+    on_cuda = cuda and device != "cpu"
+    if dtype in ("bfloat16", "nf4") and not on_cuda:
+        raise ModelError(f'model.dtype: "{dtype}" needs a CUDA device, and silos compute on the CPU here. Use "float32".')
+    if dtype == "nf4" and not _has_bitsandbytes():
+        raise ModelError('model.dtype: "nf4" needs the gpu extra: pip install "silotune[gpu]".')
+    settled = dtype if dtype != "auto" else ("bfloat16" if on_cuda else "float32")
+    return Placement("cuda" if on_cuda else "cpu", settled)  # type: ignore[arg-type]
+
+
+def _has_bitsandbytes() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
+def public_name(base: str) -> str:
+    """What a job may say of a base: its embedded name or hub id, never a path."""
+    return LOCAL if Path(base).exists() or looks_like_path(base) else base
+
+
+def looks_like_path(base: str) -> bool:
+    """Whether `base` is written as a path rather than as a name or hub id."""
+    return base.startswith((".", "/", "~")) or base.endswith(".gguf") or base.count("/") > 1
+
+
+def locate(base: str) -> str:
+    """Return what transformers can load: a folder, or a hub id as it stands.
+
+    Fetches the embedded model, and converts a GGUF file, on first use.
+
+    Raises:
+        ModelError: a path that is not there, or not a model.
+    """
+    if base == embedded.NAME:
+        return str(embedded.embedded(base))
+    path = Path(base).expanduser()
+    if path.is_file():
+        return str(gguf.converted(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"model.base: {path} holds no config.json, so it is no model in Hugging Face format.")
+        return str(path)
+    if looks_like_path(base):
+        raise ModelError(f"model.base: {base}: no such file or folder.")
+    return base
+
+
+def load_tokenizer(location: str) -> Any:
+    """Load the tokenizer; give it the plain template if it has none.
+
+    A missing pad token needs no new token and no larger embedding: padding is masked, so any id serves.
+    """
+    tokenizer = _load("AutoTokenizer", location)
+    if not tokenizer.eos_token:
+        raise ModelError(f"model.base: the tokenizer of {location} has no end-of-sequence token to end an answer with.")
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    return tokenizer
+
+
+def load_model(location: str, placement: Placement) -> Any:
+    """Load the frozen base model in evaluation mode.
+
+    Raises:
+        ModelError: not a causal language model, or not to be had from here.
+    """
+    import torch
+
+    options: dict[str, Any] = {"dtype": torch.float32 if placement.dtype == "float32" else torch.bfloat16}
+    if placement.dtype == "nf4":
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    if placement.device == "cuda":
+        options["device_map"] = {"": torch.cuda.current_device()}
+    model = _load("AutoModelForCausalLM", location, **options)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def load_skeleton(location: str) -> Any:
+    """Build the model's modules without weights (on torch's `meta` device): all that naming LoRA factors needs."""
+    import torch
+    import transformers
+
+    config = _load("AutoConfig", location)
+    with torch.device("meta"):
+        try:
+            return transformers.AutoModelForCausalLM.from_config(config)
+        except ValueError as error:
+            raise ModelError(f"model.base: {location} is no causal language model ({_first_line(error)}).") from None
+
+
+def fingerprint(model: Any, tokenizer: Any) -> str:
+    """A digest by which silos find out that they hold different bases.
+
+    It covers every weight's name and shape, 16 values of each, the vocabulary and the chat template. It tells
+    versions and conversions apart; it is no proof against somebody who forges a model on purpose.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        flat = weight.reshape(-1)
+        stride = max(1, flat.numel() // 16)
+        values = flat[::stride][:16].float().cpu().numpy().tobytes()
+        digest.update(json.dumps([name, list(weight.shape)]).encode() + values)
+    digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    digest.update(str(tokenizer.chat_template).encode())
+    return digest.hexdigest()[:32]
+
+
+def parameter_bytes(model: Any) -> int:
+    """Bytes of the model's weights as loaded (a weight that is used twice counts once)."""
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
+
+
+def _load(kind: str, location: str, **options: Any) -> Any:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    local = Path(location).is_dir()
+    try:
+        return getattr(transformers, kind).from_pretrained(location, local_files_only=local, **options)
+    except (OSError, ValueError) as error:
+        if local:
+            raise ModelError(f"model.base: {location} cannot be loaded ({_first_line(error)}).") from None
+        raise ModelError(
+            f"model.base: {location!r} is no embedded name, file or folder here, and could not be had from the "
+            f"Hugging Face hub ({_first_line(error)})."
+        ) from None
+    finally:
+        transformers.utils.logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

@@ -1,0 +1,83 @@
+"""Text from the base or the tuned model: the training's own chat template, stopped at the end of the turn."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    max_tokens: int = 200
+    """Tokens of an answer at most."""
+    temperature: float = 0.0
+    """0 takes the likeliest token each time."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens with this probability."""
+    seed: int = 0
+    """Of the sampling."""
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Tokens that end an answer: the tokenizer's end of sequence and those of the model's generation settings."""
+    stops = {int(tokenizer.eos_token_id)}
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    if configured is not None:
+        stops.update(configured if isinstance(configured, list) else [configured])
+    return stops
+
+
+def stream(tuned: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling, base: bool = False) -> Iterator[str]:
+    """Yield an answer piece by piece as it is generated.
+
+    Args:
+        tuned: PEFT's model.
+        tokenizer: of the base.
+        prompt: token ids, as training makes them (`data.tokens.encode_prompt`).
+        sampling: how to choose tokens.
+        base: switch the adapter off, to hear the base model.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(sampling.seed)
+    stops = stop_tokens(tuned, tokenizer)
+    said: list[int] = []
+    shown = ""
+    ids = torch.tensor([list(prompt)], device=tuned.device)
+    cache = None
+    with tuned.disable_adapter() if base else nullcontext(), torch.inference_mode():
+        for _ in range(sampling.max_tokens):
+            output = tuned(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = output.past_key_values
+            token = _choose(output.logits[0, -1].float().cpu(), sampling, generator)
+            if token in stops:
+                break
+            said.append(token)
+            ids = torch.tensor([[token]], device=tuned.device)
+            text = tokenizer.decode(said, skip_special_tokens=True)
+            # A character of several tokens shows as U+FFFD until its last one: hold it back.
+            if len(text) > len(shown) and not text.endswith("\ufffd"):
+                yield text[len(shown) :]
+                shown = text
+    rest = tokenizer.decode(said, skip_special_tokens=True)[len(shown) :]
+    if rest:
+        yield rest
+
+
+def _choose(logits: Any, sampling: Sampling, generator: Any) -> int:
+    import torch
+
+    if sampling.temperature <= 0:
+        return int(logits.argmax())
+    probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
+    ordered, indices = probabilities.sort(descending=True)
+    kept = ordered.cumsum(0) - ordered < sampling.top_p
+    kept[0] = True
+    return int(indices[torch.multinomial(ordered * kept, 1, generator=generator)])
+
+
+def answer(tuned: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling, base: bool = False) -> str:
+    """The whole answer at once; see `stream`."""
+    return "".join(stream(tuned, tokenizer, prompt, sampling, base)).strip()

@@ -1,0 +1,1 @@
+"""What leaves a silo, and the record of it."""

@@ -1,0 +1,1 @@
+"""What a run cost and gave: the live table, the model card, samples, and the page."""

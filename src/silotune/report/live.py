@@ -1,0 +1,184 @@
+"""What the screen shows while a run goes on: one live table, plain lines where there is no terminal, or JSON."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from silotune.federation.events import Event
+from silotune.federation.progress import read_progress
+from silotune.report.figures import human_bytes
+
+
+class JsonLines:
+    """Every event as one line of JSON."""
+
+    def __init__(self, stream: TextIO) -> None:
+        """Write to `stream`."""
+        self._stream = stream
+
+    def __call__(self, event: Event) -> None:
+        """Write one event."""
+        fields = {key: value for key, value in event.fields.items() if key != "scratch"}
+        self._stream.write(json.dumps({"event": event.kind, **fields}, ensure_ascii=False) + "\n")
+        self._stream.flush()
+
+
+@dataclass
+class _Silo:
+    status: str = "waiting"
+    loss: float | None = None
+    held_out: float | None = None
+    rate: float | None = None
+    up: int = 0
+    down: int = 0
+
+
+@dataclass
+class _State:
+    scratch: Path | None = None
+    round: int = 0
+    rounds: int = 0
+    done: int = 0
+    began: float = field(default_factory=time.monotonic)
+    first_round: float | None = None
+    note: str = "starting"
+    silos: dict[str, _Silo] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+def lines_for(event: Event) -> list[str]:
+    """What to say of an event where there is no terminal; nothing for most."""
+    fields = event.fields
+    if event.kind == "run":
+        return [f"run folder {fields['path']} ({fields['workers']} workers, {fields['threads']} threads each)"]
+    if event.kind == "joined":
+        cut = f", {fields['cut']} rows shortened to fit" if fields["cut"] else ""
+        return [f"silo {_shown(fields['silo'])}: {fields['train_rows']} training rows, {fields['test_rows']} held out{cut}"]
+    if event.kind == "answered":
+        return [
+            f"round {fields['round']}: {_shown(fields['silo'])} trained {fields['steps']} steps, loss {fields['loss']:.3f}, "
+            f"{fields['tokens'] / max(fields['seconds'], 1e-9):.0f} tokens/s"
+        ]
+    if event.kind == "left_out":
+        return [f"left out: {_shown(fields['silo'])}: {_shown(fields['reason'])}"]
+    if event.kind == "round":
+        held_out = f"held-out loss {fields['evaluation']['loss']:.3f}" if fields["evaluation"] else "not evaluated"
+        error = f", e_agg {fields['e_agg']:.3f}" if fields["e_agg"] is not None else ""
+        name = f"round {fields['round']}" if fields["round"] else "base model"
+        return [f"{name}: {held_out}{error}, {fields['seconds']:.1f} s"]
+    return []
+
+
+def _shown(text: object) -> str:
+    """Text from elsewhere without what a terminal would obey."""
+    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in str(text))
+
+
+class LiveTable:
+    """A table that is redrawn while a run goes on; lines only, where the console is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        """Show on `console`."""
+        self._console = console
+        self._state = _State()
+        self._live: Live | None = None
+        if console.is_terminal:
+            self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=4, transient=False)
+
+    def __enter__(self) -> "LiveTable":
+        """Begin to draw."""
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Draw a last time and leave the table on the screen."""
+        self._state.scratch = None
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Take an event into account."""
+        handler: Callable[[dict[str, Any]], None] | None = getattr(self, f"_on_{event.kind}", None)
+        if handler:
+            handler(dict(event.fields))
+        if not self._live:
+            for line in lines_for(event):
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _on_run(self, fields: dict[str, Any]) -> None:
+        self._state.scratch = Path(fields["scratch"])
+        self._state.note = "loading the base model at the silos"
+
+    def _on_start(self, fields: dict[str, Any]) -> None:
+        self._state.rounds, self._state.round, self._state.done = fields["rounds"], fields["done"], fields["done"]
+
+    def _on_joined(self, fields: dict[str, Any]) -> None:
+        self._state.silos[fields["silo"]] = _Silo("joined")
+
+    def _on_round_start(self, fields: dict[str, Any]) -> None:
+        state = self._state
+        state.round, state.note = fields["round"], ""
+        state.first_round = state.first_round or time.monotonic()
+        for name, silo in state.silos.items():
+            silo.status = "asked" if name in fields["cohort"] else "not asked"
+
+    def _on_answered(self, fields: dict[str, Any]) -> None:
+        silo = self._state.silos.setdefault(fields["silo"], _Silo())
+        silo.status, silo.loss = "done", fields["loss"]
+        silo.rate = fields["tokens"] / max(fields["seconds"], 1e-9)
+        silo.up += fields["bytes_up"]
+        silo.down += fields["bytes_down"]
+
+    def _on_left_out(self, fields: dict[str, Any]) -> None:
+        self._state.silos.setdefault(str(fields["silo"]), _Silo()).status = "left out"
+        self._state.left_out.append(f"{_shown(fields['silo'])}: {_shown(fields['reason'])}")
+
+    def _on_round(self, fields: dict[str, Any]) -> None:
+        self._state.done = fields["round"]
+        loss = f"{fields['evaluation']['loss']:.3f}" if fields["evaluation"] else "-"
+        self._state.note = f"held-out loss {loss}" + (f", e_agg {fields['e_agg']:.3f}" if fields["e_agg"] is not None else "")
+
+    def _on_finishing(self, _: dict[str, Any]) -> None:
+        self._state.note = "writing adapter and report"
+
+    def _draw(self) -> Group:
+        state = self._state
+        progress = read_progress(state.scratch) if state.scratch else {}
+        table = Table(expand=False)
+        for name, justify in (("silo", "left"), ("step", "right"), ("tokens/s", "right"), ("loss", "right"),
+                              ("down", "right"), ("up", "right"), ("", "left")):  # fmt: skip
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for name, silo in sorted(state.silos.items()):
+            self._row(table, name, silo, progress.get(name, {}))
+        title = f"round {state.round}/{state.rounds}  {_clock(time.monotonic() - state.began)}{self._left()}  {state.note}"
+        return Group(Text(title, style="bold"), table, *(Text(f"left out: {line}", style="red") for line in state.left_out[-5:]))
+
+    def _row(self, table: Table, name: str, silo: _Silo, now: dict[str, Any]) -> None:
+        step, rate, loss, status = "", silo.rate, silo.loss, silo.status
+        if now.get("round") == self._state.round and now.get("kind") == "train" and status == "asked":
+            step, loss, status = f"{now['step']}/{now['steps']}", now["loss"], "training"
+            rate = now["tokens"] / max(now["seconds"], 1e-9)
+        table.add_row(Text(_shown(name)), step, f"{rate:.0f}" if rate else "", f"{loss:.3f}" if loss is not None else "",
+                      human_bytes(silo.down), human_bytes(silo.up), status)  # fmt: skip
+
+    def _left(self) -> str:
+        state = self._state
+        finished = state.done - (state.round - 1 if state.first_round is None else 0)
+        if state.first_round is None or not 0 < finished or state.done < 1:
+            return ""
+        each = (time.monotonic() - state.first_round) / max(state.done, 1)
+        return f", about {_clock(each * (state.rounds - state.done))} left"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,26 @@
+"""report.html: one page, self-contained, without script."""
+
+from markupsafe import Markup
+
+from silotune.federation.run import RunFolder
+from silotune.report import plots, samples
+from silotune.report.figures import gather
+from silotune.report.render import environment
+from silotune.settings import dump_recipe
+
+
+def write(run: RunFolder) -> None:
+    """Write the page of a run from what its folder holds."""
+    figures = gather(run)
+    text = environment().get_template("page.html.j2").render(
+        recipe=run.recipe(),
+        recipe_text=dump_recipe(run.recipe()),
+        figures=figures,
+        samples=samples.read(run),
+        environment=run.environment(),
+        loss_plot=Markup(plots.loss_by_round(figures)),  # noqa: S704 - drawn by matplotlib, which escapes text
+        bytes_plot=Markup(plots.bytes_by_silo(figures)),  # noqa: S704
+    )
+    unfinished = run.path / ".report.html"
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(run.report_file)

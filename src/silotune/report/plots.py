@@ -1,0 +1,66 @@
+"""Plots as SVG for the page: drawn with matplotlib, no script, readable in print."""
+
+import io
+from collections.abc import Sequence
+
+from silotune.report.figures import RunFigures
+
+COLOURS = ("#3b6fb6", "#c4622d", "#3f8f5b", "#8a5aa8", "#b3902b", "#4a9aa8", "#a84a6b", "#6b6b6b")
+
+
+def loss_by_round(figures: RunFigures) -> str:
+    """Held-out loss by round: a thin line a silo, a heavy one for the mean; an SVG element."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for index, silo in enumerate(figures.silos):
+        rounds = sorted(silo.losses)
+        axes.plot(rounds, [silo.losses[r] for r in rounds], marker="o", markersize=3.5, linewidth=1.3,
+                  color=COLOURS[index % len(COLOURS)], label=_plain(silo.name))  # fmt: skip
+    rounds = sorted(figures.means)
+    axes.plot(rounds, [figures.means[r]["loss"] for r in rounds], linewidth=2.6, color="#808080", label="all held-out rows")
+    axes.set_xlabel("round (0 is the base model)")
+    axes.set_ylabel("held-out loss, nats a token")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, fontsize=8, ncols=2 if len(figures.silos) > 5 else 1)
+    return _svg(figure, axes)
+
+
+def bytes_by_silo(figures: RunFigures) -> str:
+    """Bytes that left and reached each silo over the run; an SVG element."""
+    from matplotlib.figure import Figure
+
+    names = [_plain(silo.name) for silo in figures.silos]
+    figure = Figure(figsize=(7.6, 0.9 + 0.42 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    places: Sequence[float] = range(len(names))
+    for offset, label, colour, values in (
+        (-0.2, "left the silo", COLOURS[0], [silo.bytes_up for silo in figures.silos]),
+        (0.2, "reached the silo", COLOURS[1], [silo.bytes_down for silo in figures.silos]),
+    ):
+        axes.barh([place + offset for place in places], [value / 1e6 for value in values], 0.36, label=label, color=colour)
+    axes.set_yticks(list(places), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("MB over the whole run")
+    axes.legend(frameon=False, fontsize=8)
+    return _svg(figure, axes)
+
+
+def _plain(name: str) -> str:
+    """A silo's name as matplotlib shows it as it stands (a dollar sign would start mathematics)."""
+    return name.replace("$", r"\$")
+
+
+def _svg(figure: "object", axes: "object") -> str:
+    """Text stays text and takes the page's colour, so the plot serves a light and a dark page."""
+    import matplotlib
+
+    axes.spines[["top", "right"]].set_visible(False)  # type: ignore[attr-defined]
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "silotune"}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})  # type: ignore[attr-defined]
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    return svg.replace("#000000", "currentColor").replace("stroke: #000000", "stroke: currentColor")

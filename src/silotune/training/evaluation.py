@@ -1,0 +1,47 @@
+"""Held-out loss and token accuracy of the adapter that lies in the model."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from silotune.data.batches import by_length, collate
+from silotune.data.tokens import Example
+from silotune.model.tuner import Tuner
+from silotune.training.loss import answer_logits, head_is_plain, plain_logits, summed_loss, targets
+
+ROWS = 16
+"""Rows in a forward pass of evaluation."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums over a silo's held-out rows, so that scores of several silos can be added."""
+
+    rows: int
+    tokens: int
+    """Tokens that carry loss."""
+    loss: float
+    """Sum of the cross-entropy over them, in nats."""
+    correct: int
+    """How many of them were the model's first choice."""
+    seconds: float = 0.0
+
+
+def evaluate(tuner: Tuner, examples: Sequence[Example], report: Callable[[], None] = lambda: None) -> Score:
+    """Score the adapter that lies in the model on rows; `report` is called after each batch and may raise to stop."""
+    import torch
+
+    model, pad = tuner.model, int(tuner.tokenizer.pad_token_id or 0)
+    model.eval()
+    logits_of = answer_logits if head_is_plain(model, tuner.device) else plain_logits
+    began = time.monotonic()
+    loss, tokens, correct = 0.0, 0, 0
+    with torch.inference_mode():
+        for rows in by_length(examples, ROWS):
+            batch = collate([examples[row] for row in rows], pad, tuner.device)
+            logits = logits_of(model, batch)
+            loss += float(summed_loss(logits, batch))
+            correct += int((logits.argmax(-1) == targets(batch)).sum())
+            tokens += batch.loss_tokens
+            report()
+    return Score(len(examples), tokens, loss, correct, time.monotonic() - began)

@@ -1,0 +1,105 @@
+"""The message schema: three kinds, each with its declared fields; nothing else is sent and nothing else accepted.
+
+    kind       down (server to silo)     up (silo to server)
+    hello      job                       who the silo is and how much it holds
+    train      job, round, adapter       what training cost, update
+    evaluate   job, round, adapter       sums over the held-out rows
+
+A silo that cannot answer sends the one field `failure`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from silotune.errors import AdmissionError
+from silotune.wire.manifest import Manifest
+
+Scalar = str | int | float
+Kind = Literal["hello", "train", "evaluate"]
+Direction = Literal["down", "up"]
+
+SCHEMA = 1
+MAX_TEXT = 1 << 16
+
+DECLARED: Mapping[tuple[Direction, Kind], Mapping[str, type]] = {
+    ("down", "hello"): {"job": str},
+    ("down", "train"): {"job": str, "round": int},
+    ("down", "evaluate"): {"job": str, "round": int},
+    ("up", "hello"): {
+        "silo": str,
+        "fingerprint": str,
+        "base_bytes": int,
+        "train_rows": int,
+        "train_tokens": int,
+        "train_loss_tokens": int,
+        "train_cut": int,
+        "test_rows": int,
+        "test_loss_tokens": int,
+        "test_cut": int,
+        "text_bytes": int,
+        "threads": int,
+        "version": str,
+    },
+    ("up", "train"): {
+        "steps": int,
+        "loss": float,
+        "tokens": int,
+        "loss_tokens": int,
+        "examples": int,
+        "seconds": float,
+    },
+    ("up", "evaluate"): {"rows": int, "tokens": int, "loss": float, "correct": int, "seconds": float},
+}
+"""Every field that may travel. What is not here does not leave a silo."""
+
+CARRIES_ADAPTER = {("down", "train"), ("down", "evaluate"), ("up", "train")}
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """The content of one message, checked against the schema when it is made."""
+
+    direction: Direction
+    kind: Kind
+    fields: Mapping[str, Scalar] = field(default_factory=dict)
+    vector: NDArray[np.float32] | None = None
+    manifest: Manifest | None = None
+
+    def __post_init__(self) -> None:
+        if set(self.fields) == {"failure"} and self.direction == "up":
+            if self.vector is not None or not isinstance(self.fields["failure"], str):
+                raise AdmissionError("a failure carries its reason and nothing else")
+            return
+        declared = DECLARED[self.direction, self.kind]
+        if set(self.fields) != set(declared):
+            odd = sorted(set(self.fields) ^ set(declared))
+            raise AdmissionError(f"the fields of {self.kind} are not the declared ones: {', '.join(odd)[:200]}")
+        for name, kind in declared.items():
+            value = self.fields[name]
+            if type(value) is not kind:
+                raise AdmissionError(f"field {name} must be {kind.__name__}, not {type(value).__name__}")
+            if isinstance(value, str) and len(value) > MAX_TEXT:
+                raise AdmissionError(f"field {name} is longer than {MAX_TEXT} characters")
+            if isinstance(value, int) and not 0 <= value < 2**53:
+                raise AdmissionError(f"field {name} is out of range")
+            if isinstance(value, float) and not np.isfinite(value):
+                raise AdmissionError(f"field {name} is not finite")
+        if ((self.direction, self.kind) in CARRIES_ADAPTER) != (self.vector is not None):
+            raise AdmissionError(f"{self.kind} {self.direction} must carry {'no' if self.vector is not None else 'an'} adapter")
+        if (self.vector is None) != (self.manifest is None):
+            raise AdmissionError("an adapter and its manifest travel together")
+
+    @property
+    def failure(self) -> str | None:
+        """Why the silo could not answer, or None."""
+        reason = self.fields.get("failure")
+        return str(reason)[:500] if reason is not None else None
+
+
+def failure(kind: Kind, reason: str) -> Envelope:
+    """A silo's answer that says why there is none."""
+    return Envelope("up", kind, {"failure": reason[:500]})
