@@ -1,9 +1,9 @@
 """silotune: fine-tune a language model together with organisations that may not share their text.
 
-    import silotune
+import silotune
 
-    run = silotune.train("recipe.toml")
-    print(run.answer("When are you open?"))
+run = silotune.train("recipe.toml")
+print(run.answer("When are you open?"))
 """
 
 import importlib

@@ -1,9 +1,9 @@
 """What the command line does, as functions.
 
-    import silotune
+import silotune
 
-    run = silotune.train("recipe.toml")
-    print(run.answer("When are you open?"))
+run = silotune.train("recipe.toml")
+print(run.answer("When are you open?"))
 """
 
 import tempfile
@@ -98,7 +98,9 @@ def train(
     folder = old or run_folder.create(wanted, Path(out) if out is not None else run_folder.default_folder(wanted))
     with run_folder.held(folder), tempfile.TemporaryDirectory(prefix="silotune-") as name:
         scratch = Path(name)
-        watch(Event("run", {"path": str(folder.path), "scratch": name, "workers": crew.workers, "threads": crew.threads}))
+        watch(
+            Event("run", {"path": str(folder.path), "scratch": name, "workers": crew.workers, "threads": crew.threads})
+        )
         with local.quiet(folder.log_file), local.local_venue(len(crew.silos), watch, scratch) as venue:
             if not _all_rounds_done(folder, wanted):
                 _run_engine(wanted, folder, crew.showing(scratch), venue, spec)

@@ -45,10 +45,14 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def train(
-    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe (TOML); optional with --resume.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe (TOML); optional with --resume.")
+    ] = None,
     set_: Set = [],  # noqa: B006 - typer reads it and never changes it
     out: Annotated[Path | None, typer.Option("--out", metavar="RUN", help="Folder of the new run.")] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an unfinished run.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an unfinished run.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train an adapter with the silos of a recipe."""
@@ -203,7 +207,9 @@ def _tell_result(run: Any, as_json: bool) -> None:
         console.print(f"\n[bold]{sample['silo']}[/bold], held out:", highlight=False)
         for label, key in (("question", "question"), ("base", "base"), ("tuned", "tuned")):
             console.print(f"  {label:9}{' '.join(sample[key].split())}", highlight=False, markup=False)
-    console.print(f"\nadapter  {run.folder.adapter}\nreport   {run.folder.report_file}", highlight=False, soft_wrap=True)
+    console.print(
+        f"\nadapter  {run.folder.adapter}\nreport   {run.folder.report_file}", highlight=False, soft_wrap=True
+    )
 
 
 # --------------------------------------------------------------------------------------------- ending

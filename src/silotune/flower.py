@@ -30,7 +30,7 @@ def serve(grid: Grid, context: Context) -> None:
     settings = context.run_config
     given, out = str(settings.get("recipe") or ""), str(settings.get("out") or "")
     if not given or not out:
-        raise InputError("give the recipe and the run's folder: --run-config 'recipe=\"...\" out=\"...\"'")
+        raise InputError('give the recipe and the run\'s folder: --run-config \'recipe="..." out="..."\'')
     recipe = load_recipe(Path(given))
     spec = adapter_spec(recipe)
     folder = run_folder.reopen(Path(out), recipe) if settings.get("resume") else run_folder.create(recipe, Path(out))

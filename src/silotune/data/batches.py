@@ -23,7 +23,9 @@ def steps_in_round(settings: TrainingSettings, rows: int) -> int:
     return max(1, round(settings.epochs * rows / (settings.batch * settings.accumulation)))
 
 
-def plan_round(settings: TrainingSettings, lengths: Sequence[int], seed: int, silo: str, round_: int) -> list[list[list[int]]]:
+def plan_round(
+    settings: TrainingSettings, lengths: Sequence[int], seed: int, silo: str, round_: int
+) -> list[list[list[int]]]:
     """Row numbers of a round: [step][forward pass][row].
 
     Rounds walk on through shuffled passes over the rows, each row once a pass. Within a round, rows of similar

@@ -10,7 +10,7 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import silotune
 from silotune import algorithms
 from silotune.data.corpus import Corpus, load_corpus
 from silotune.data.silos import SiloConfig, find_silos
-from silotune.errors import InputError, Interrupted, SilotuneError
+from silotune.errors import InputError, SilotuneError
 from silotune.model.base import LOCAL
 from silotune.settings import Job
 from silotune.wire import manifest
@@ -165,11 +165,12 @@ def _train(request: Envelope, silo: SiloConfig) -> Envelope:
 
     work = _prepare(request, silo)
     received = _received(request, work)
+    job, name = work.job, silo.files.name
     totals = train_round(
-        work.tuner, work.corpus.train.examples, work.job.training, work.job.seed, silo.files.name, work.round,
-        lambda step: work.progress(step=step.step, steps=step.steps, loss=step.loss, tokens=step.tokens, seconds=step.seconds),
+        work.tuner, work.corpus.train.examples, job.training, job.seed, name, work.round,
+        lambda step: work.progress(**asdict(step)),
     )  # fmt: skip
-    update = algorithms.find(work.job.algorithm).client(received, lora.take(work.tuner.model))
+    update = algorithms.find(job.algorithm).client(received, lora.take(work.tuner.model))
     vector, described = manifest.pack(update)
     fields: dict[str, Scalar] = {
         "steps": totals.steps,
@@ -203,5 +204,3 @@ ANSWERS: Mapping[Kind, Callable[[Envelope, SiloConfig], Envelope]] = {
     "train": _train,
     "evaluate": _evaluate,
 }
-
-__all__ = ["Interrupted", "answer", "guarded", "silo_of"]

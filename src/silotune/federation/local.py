@@ -93,7 +93,7 @@ def local_venue(silos: int, watch: Watcher, scratch: Path) -> Iterator[Venue]:
     """A venue on this machine that Ctrl-C and SIGTERM bring to an orderly end: a second Ctrl-C ends it at once."""
     venue = Venue(silos, fixed=True, watch=watch, stop=threading.Event(), scratch=scratch)
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(number: int, _: FrameType | None) -> None:
         if venue.stop.is_set() and number == signal.SIGINT:
             os._exit(130)  # Ray's processes end with this one
         venue.stop.set()

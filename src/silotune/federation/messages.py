@@ -1,7 +1,5 @@
 """Between envelopes and Flower's messages, and what a message weighs when serialised."""
 
-from typing import cast
-
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
@@ -72,7 +70,7 @@ def envelope(message: Message, direction: Direction, kind: Kind, most_bytes: int
 def weigh(message: Message) -> tuple[int, str]:
     """(bytes of every object of the message's tree as Flower serialises it, SHA-256 of its content)."""
     size = sum(len(item.deflate()) for item in get_all_nested_objects(message).values())
-    return size, cast(str, message.content.object_id)
+    return size, message.content.object_id
 
 
 def ledger_entry(opened: Envelope, message: Message, silo: str, round_: int) -> Entry:

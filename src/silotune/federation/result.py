@@ -1,6 +1,5 @@
 """The result of a run: an adapter folder that plain PEFT loads."""
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -25,7 +24,7 @@ def write_adapter(run: RunFolder, recipe: Recipe, adapter: AdapterState) -> None
     skeleton = base.load_skeleton(base.locate(recipe.model.base))
     config = lora.peft_config(skeleton, recipe.lora)
     unfinished = Path(tempfile.mkdtemp(prefix=".adapter-", dir=run.path))
-    os.chmod(unfinished, 0o755)
+    unfinished.chmod(0o755)
     lora.save(adapter, config, unfinished, base.public_name(recipe.model.base))
     if run.adapter.exists():
         shutil.rmtree(run.adapter)

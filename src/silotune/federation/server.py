@@ -6,49 +6,27 @@ All mathematics is the algorithm's; all transport is behind Flower's `Grid`.
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from flwr.serverapp import Grid
 
 from silotune import algorithms
-from silotune.algorithms.interface import Aggregate, Algorithm, Cohort, Contribution, ServerState
+from silotune.algorithms.interface import Aggregate, Cohort, Contribution, ServerState
 from silotune.data.seeds import derive
-from silotune.errors import AdmissionError, FederationError, Interrupted, RunError
+from silotune.errors import AdmissionError, FederationError
 from silotune.federation import checkpoint
 from silotune.federation.checkpoint import Profile, Saved
-from silotune.federation.events import Event, Venue
+from silotune.federation.events import Venue
 from silotune.federation.exchange import Answer, Line, exchange
+from silotune.federation.members import Federation, assemble
+from silotune.federation.metrics import figures, round_line, silo_line
 from silotune.federation.run import RunFolder
 from silotune.model.adapter import AdapterSpec, AdapterState, initial_adapter
 from silotune.model.base import public_name
 from silotune.settings import Job, Recipe
 from silotune.wire import manifest
 from silotune.wire.envelope import Envelope, Kind
-
-
-@dataclass
-class Federation:
-    """A federation that is running: what stays fixed, and which silos are known."""
-
-    line: Line
-    recipe: Recipe
-    run: RunFolder
-    venue: Venue
-    spec: AdapterSpec
-    algorithm: Algorithm
-    job: str
-    profiles: dict[str, Profile] = field(default_factory=dict)
-    """Every silo that ever joined, by name; one that comes back must bring the same."""
-    members: dict[int, str] = field(default_factory=dict)
-    """Names of the silos that are connected, by node."""
-    refused: set[int] = field(default_factory=set)
-    """Nodes that said hello in vain."""
-
-    def tell(self, kind: str, **fields: Any) -> None:
-        """Tell whoever watches."""
-        self.venue.watch(Event(kind, fields))
 
 
 def federate(grid: Grid, recipe: Recipe, run: RunFolder, venue: Venue, spec: AdapterSpec) -> ServerState:
@@ -76,7 +54,7 @@ def federate(grid: Grid, recipe: Recipe, run: RunFolder, venue: Venue, spec: Ada
     )  # fmt: skip
     federation.tell("start", rounds=recipe.training.rounds, done=saved.state.round if saved else 0,
                     parameters=spec.size, adapter_bytes=4 * spec.size)  # fmt: skip
-    _assemble(federation, max(venue.expected, recipe.federation.minimum), recipe.federation.join_timeout)
+    assemble(federation, max(venue.expected, recipe.federation.minimum), recipe.federation.join_timeout)
     if saved is None:
         state = federation.algorithm.init(initial_adapter(spec, derive(recipe.seed, "adapter")))
         _finish_round(federation, state, None, {}, time.monotonic())
@@ -97,86 +75,6 @@ def _job(recipe: Recipe) -> Job:
         training=recipe.training,
         algorithm=recipe.federation.algorithm,
     )
-
-
-# --------------------------------------------------------------------------------------- who is there
-
-
-def _assemble(federation: Federation, wanted: int, seconds: float) -> None:
-    """Greet nodes until `wanted` silos are known, nobody else can come, or `seconds` are over.
-
-    Raises:
-        FederationError: fewer than the recipe's minimum have come.
-    """
-    deadline = time.monotonic() + seconds
-    while True:
-        _greet(federation, max(1.0, deadline - time.monotonic()))
-        settled = federation.venue.fixed or time.monotonic() >= deadline
-        if len(federation.members) >= wanted or settled:
-            break
-        if federation.venue.stop.is_set():
-            raise Interrupted("stopped by the user")
-        time.sleep(min(1.0, max(0.05, deadline - time.monotonic())))
-    minimum = federation.recipe.federation.minimum
-    if len(federation.members) < minimum:
-        raise FederationError(
-            f"{len(federation.members)} silos are here, federation.minimum asks for {minimum}. "
-            "What was reached is saved; go on with --resume when more silos can take part."
-        )
-
-
-def _greet(federation: Federation, seconds: float) -> None:
-    """Drop nodes that are gone; ask new ones who they are and what they hold."""
-    connected = set(federation.line.grid.get_node_ids())
-    for node in federation.members.keys() - connected:
-        federation.tell("left_out", silo=federation.members.pop(node), reason="disconnected")
-    new = sorted(connected - federation.members.keys() - federation.refused)
-    requests = {node: Envelope("down", "hello", {"job": federation.job}) for node in new}
-    for answer in exchange(federation.line, requests, {}, 0, seconds):
-        try:
-            _join(federation, answer)
-        except AdmissionError as error:
-            federation.refused.add(answer.node)
-            known = answer.content.fields["silo"] if answer.content else None
-            federation.tell("left_out", silo=known or _unnamed(federation, answer.node), reason=str(error))
-
-
-def _unnamed(federation: Federation, node: int) -> str:
-    """What to call a node that never said who it is."""
-    return f"node {node}"
-
-
-def _join(federation: Federation, answer: Answer) -> None:
-    """Admit a silo to the federation.
-
-    Raises:
-        AdmissionError: it failed, or its name, base or rows cannot be accepted.
-        RunError: it is known, and holds something else than before.
-    """
-    if answer.content is None:
-        raise AdmissionError(answer.problem or "no answer")
-    profile = Profile(**answer.content.fields)  # type: ignore[arg-type]
-    if not profile.silo or len(profile.silo) > 64 or not profile.silo.isprintable():
-        raise AdmissionError("its name is empty, longer than 64 characters, or has characters that cannot be shown")
-    if profile.silo in federation.members.values():
-        raise AdmissionError(f"a silo called {profile.silo!r} is here already")
-    if profile.train_rows < 1 or profile.train_loss_tokens < 1:
-        raise AdmissionError("it has no rows to train on")
-    before = federation.profiles.get(profile.silo)
-    if before is not None and _kept(before) != _kept(profile):
-        raise RunError(f"silo {profile.silo!r} holds other rows or another base model than when this run began.")
-    for other in federation.profiles.values():
-        if other.fingerprint != profile.fingerprint:
-            raise AdmissionError(f"its base model is not the one that {other.silo!r} holds")
-    federation.profiles[profile.silo] = profile
-    federation.members[answer.node] = profile.silo
-    federation.tell("joined", silo=profile.silo, train_rows=profile.train_rows, test_rows=profile.test_rows,
-                    cut=profile.train_cut + profile.test_cut, threads=profile.threads)  # fmt: skip
-
-
-def _kept(profile: Profile) -> Profile:
-    """A profile without what may change between two starts of a silo."""
-    return replace(profile, threads=0, version="")
 
 
 # ------------------------------------------------------------------------------------------- one round
@@ -213,9 +111,9 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
     settings = federation.recipe.federation
     began, round_ = time.monotonic(), state.round + 1
     if federation.venue.fixed:
-        _assemble(federation, settings.minimum, 0)
+        assemble(federation, settings.minimum, 0)
     else:
-        _assemble(federation, settings.minimum, settings.round_timeout)
+        assemble(federation, settings.minimum, settings.round_timeout)
     names = choose_cohort(list(federation.members.values()), settings.cohort, settings.minimum,
                           federation.recipe.seed, round_)  # fmt: skip
     cohort = Cohort({name: _weight(federation.profiles[name], settings.weights) for name in names})
@@ -225,7 +123,7 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
     aggregate = federation.algorithm.aggregate(state, cohort, contributions)
     arrived = len(aggregate.silos) if aggregate else 0
     if aggregate is None or arrived < settings.minimum:
-        _write_lines(federation, round_, lines)
+        _write_lines(federation, lines)
         why = "; ".join(f"{name}: {line['reason']}" for name, line in sorted(lines.items()) if line["reason"])
         raise FederationError(
             f"round {round_}: {arrived} of {len(names)} updates could be used, federation.minimum asks for "
@@ -249,9 +147,11 @@ def _contributions(
     requests = {nodes[name]: request for name in ordered}
     for name in ordered:
         federation.tell("asked", silo=name, round=state.round + 1)
-    for answer in exchange(federation.line, requests, names, state.round + 1, federation.recipe.federation.round_timeout):
+    for answer in exchange(
+        federation.line, requests, names, state.round + 1, federation.recipe.federation.round_timeout
+    ):
         name = names[answer.node]
-        line = _line(state.round + 1, name, cohort.weights[name], answer)
+        line = silo_line(state.round + 1, name, cohort.weights[name], answer.bytes_down, answer.bytes_up)
         try:
             contribution = _admit(federation, name, cohort.weights[name], answer)
             line["train"] = dict(answer.content.fields) if answer.content else None
@@ -289,36 +189,24 @@ def _admit(federation: Federation, name: str, weight: int, answer: Answer) -> Co
 # ------------------------------------------------------------------------------------ after the round
 
 
-def _line(round_: int, name: str, weight: int | None, answer: Answer) -> dict[str, Any]:
-    return {
-        "round": round_,
-        "silo": name,
-        "status": "ok",
-        "reason": None,
-        "weight": weight,
-        "train": None,
-        "evaluation": None,
-        "bytes_down": answer.bytes_down,
-        "bytes_up": answer.bytes_up,
-    }
-
-
 def _finish_round(
-    federation: Federation, state: ServerState, aggregate: Aggregate | None, lines: dict[str, dict[str, Any]], began: float
+    federation: Federation,
+    state: ServerState,
+    aggregate: Aggregate | None,
+    lines: dict[str, dict[str, Any]],
+    began: float,
 ) -> None:
     """Evaluate where it is due, write the metrics, save the state."""
     if _evaluation_due(federation.recipe, state.round):
         _evaluate(federation, state, lines)
-    _write_lines(federation, state.round, lines)
-    summary = _summary(state.round, aggregate, lines, time.monotonic() - began)
+    _write_lines(federation, lines)
+    summary = round_line(state.round, aggregate, lines, time.monotonic() - began)
     federation.run.add_metrics(summary)
-    checkpoint.save(
-        federation.run, Saved(state, federation.profiles, checkpoint.metrics_bytes(federation.run))
-    )
+    checkpoint.save(federation.run, Saved(state, federation.profiles, checkpoint.metrics_bytes(federation.run)))
     federation.tell("round", **summary)
 
 
-def _write_lines(federation: Federation, round_: int, lines: Mapping[str, Mapping[str, Any]]) -> None:
+def _write_lines(federation: Federation, lines: Mapping[str, Mapping[str, Any]]) -> None:
     for name in sorted(lines):
         federation.run.add_metrics(lines[name])
 
@@ -335,7 +223,7 @@ def _evaluate(federation: Federation, state: ServerState, lines: dict[str, dict[
     requests = {node: request for node in names if federation.profiles[names[node]].test_loss_tokens}
     for answer in exchange(federation.line, requests, names, state.round, federation.recipe.federation.round_timeout):
         name = names[answer.node]
-        line = lines.get(name) or _line(state.round, name, None, Answer(answer.node, None, None, 0, 0))
+        line = lines.get(name) or silo_line(state.round, name, None)
         line["bytes_down"] += answer.bytes_down
         line["bytes_up"] += answer.bytes_up
         try:
@@ -352,40 +240,4 @@ def _score(federation: Federation, name: str, answer: Answer) -> dict[str, Any]:
     fields = answer.content.fields
     if fields["tokens"] != federation.profiles[name].test_loss_tokens:
         raise AdmissionError("it scored other rows than it announced when it joined")
-    return _figures(float(fields["loss"]), int(fields["tokens"]), int(fields["correct"])) | {"rows": fields["rows"]}
-
-
-def _figures(loss: float, tokens: int, correct: int) -> dict[str, Any]:
-    mean = loss / tokens
-    return {
-        "loss": mean,
-        "perplexity": math.exp(min(mean, 700.0)),
-        "token_accuracy": correct / tokens,
-        "tokens": tokens,
-    }
-
-
-def _summary(round_: int, aggregate: Aggregate | None, lines: Mapping[str, Mapping[str, Any]], seconds: float) -> dict[str, Any]:
-    """The round's own line. Means over silos are weighted by held-out tokens (evaluation) or loss tokens (training)."""
-    scores = [line["evaluation"] for line in lines.values() if line["evaluation"]]
-    tokens = sum(score["tokens"] for score in scores)
-    trained = [line["train"] for line in lines.values() if line["train"]]
-    summary: dict[str, Any] = {
-        "round": round_,
-        "silo": None,
-        "silos": len(aggregate.silos) if aggregate else 0,
-        "left_out": sorted(name for name, line in lines.items() if line["status"] != "ok"),
-        "e_agg": aggregate.e_agg if aggregate else None,
-        "train_loss": None,
-        "evaluation": None,
-        "bytes_down": sum(line["bytes_down"] for line in lines.values()),
-        "bytes_up": sum(line["bytes_up"] for line in lines.values()),
-        "seconds": seconds,
-    }
-    if tokens:
-        loss = sum(score["loss"] * score["tokens"] for score in scores)
-        correct = sum(round(score["token_accuracy"] * score["tokens"]) for score in scores)
-        summary["evaluation"] = _figures(loss, tokens, correct)
-    if trained:
-        summary["train_loss"] = sum(t["loss"] * t["loss_tokens"] for t in trained) / sum(t["loss_tokens"] for t in trained)
-    return summary
+    return figures(float(fields["loss"]), int(fields["tokens"]), int(fields["correct"])) | {"rows": fields["rows"]}

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
@@ -70,14 +71,16 @@ def _run(serve: Callable[[Grid], None], client_app: ClientApp, crew: Crew, venue
     except Exception as error:
         venue.stop.set()  # the server's thread must not wait for silos that cannot come
         if not outcome:
-            raise FederationError(f"Flower's simulation engine broke down ({type(error).__name__}); see the log.") from error
+            raise FederationError(
+                f"Flower's simulation engine broke down ({type(error).__name__}); see the log."
+            ) from error
     if outcome:
         raise outcome[0]
     if not served:
         raise FederationError("Flower's simulation engine ended before the run did; see the log.")
 
 
-def _ray(crew: Crew, folder: Path) -> dict[str, str | int | bool]:
+def _ray(crew: Crew, folder: Path) -> dict[str, Any]:
     return {
         "address": "local",
         "num_cpus": crew.workers,
@@ -88,7 +91,7 @@ def _ray(crew: Crew, folder: Path) -> dict[str, str | int | bool]:
     }
 
 
-def _share(crew: Crew) -> dict[str, int | float]:
+def _share(crew: Crew) -> dict[str, Any]:
     """Ray's options for a worker: one slot each, a share of the GPUs, and another try when it dies."""
     import torch
 

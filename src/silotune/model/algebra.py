@@ -27,8 +27,8 @@ def squared_norm(terms: Sequence[tuple[float, Matrix, Matrix]]) -> float:
     """
     tall = np.concatenate([c * b for c, b, _ in terms], axis=1)
     wide = np.concatenate([a for _, _, a in terms], axis=0)
-    left = np.linalg.qr(tall, mode="r")
-    right = np.linalg.qr(wide.T, mode="r")
+    left: Matrix = np.linalg.qr(tall, mode="r")  # type: ignore[assignment]  # NumPy's stub ignores the mode
+    right: Matrix = np.linalg.qr(wide.T, mode="r")  # type: ignore[assignment]
     return float(np.sum((left @ right.T) ** 2))
 
 

@@ -47,7 +47,9 @@ def place(device: str, dtype: str) -> Placement:
         raise ModelError('model.device: "cuda" was asked for, but torch sees no CUDA device. Use "cpu" or "auto".')
     on_cuda = cuda and device != "cpu"
     if dtype in ("bfloat16", "nf4") and not on_cuda:
-        raise ModelError(f'model.dtype: "{dtype}" needs a CUDA device, and silos compute on the CPU here. Use "float32".')
+        raise ModelError(
+            f'model.dtype: "{dtype}" needs a CUDA device, and silos compute on the CPU here. Use "float32".'
+        )
     if dtype == "nf4" and not _has_bitsandbytes():
         raise ModelError('model.dtype: "nf4" needs the gpu extra: pip install "silotune[gpu]".')
     settled = dtype if dtype != "auto" else ("bfloat16" if on_cuda else "float32")

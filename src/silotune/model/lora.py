@@ -31,7 +31,9 @@ def blocks(model: Any) -> tuple[str, list[str]]:
         if isinstance(module, ModuleList) and len({type(block) for block in module}) == 1 and len(module) > best:
             best_name, best = name, len(module)
     if not best:
-        raise ModelError("lora: the model has no list of blocks to choose layers from; name the modules in lora.targets.")
+        raise ModelError(
+            "lora: the model has no list of blocks to choose layers from; name the modules in lora.targets."
+        )
     return best_name, [f"{best_name}.{index}" for index in range(best)]
 
 
@@ -42,14 +44,10 @@ def target_modules(model: Any, settings: LoraSettings) -> list[str]:
         ModelError: nothing fits, or a layer number or a module name does not exist.
     """
     stack, names = blocks(model)
-    chosen = [names[index] for index in _layer_numbers(settings, len(names))]
     found: list[str] = []
-    for block in chosen:
+    for block in (names[index] for index in _layer_numbers(settings, len(names))):
         for name in _linear_layers(model.get_submodule(block), block):
-            inside = name.removeprefix(block + ".")
-            if settings.targets == "all" or (settings.targets == "attention" and _in_attention(model, block, inside)):
-                found.append(name)
-            elif isinstance(settings.targets, list) and any(_named(inside, target) for target in settings.targets):
+            if _wanted(model, block, name.removeprefix(block + "."), settings.targets):
                 found.append(name)
     if isinstance(settings.targets, list):
         for target in settings.targets:
@@ -59,6 +57,13 @@ def target_modules(model: Any, settings: LoraSettings) -> list[str]:
     if not found:
         raise ModelError(f'lora.targets: no linear layer of {stack} fits {settings.targets!r}; try "all" or names.')
     return found
+
+
+def _wanted(model: Any, block: str, inside: str, targets: str | list[str]) -> bool:
+    """Whether the linear layer `inside` a block is one of the targets."""
+    if targets == "attention":
+        return _in_attention(model, block, inside)
+    return targets == "all" or any(_named(inside, target) for target in targets)
 
 
 def _layer_numbers(settings: LoraSettings, count: int) -> list[int]:
@@ -191,8 +196,11 @@ def save(adapter: AdapterState, config: Any, folder: Path, base: str) -> None:
     """
     from safetensors.numpy import save_file
 
-    save_file({name: np.ascontiguousarray(value) for name, value in adapter.items()},
-              folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: np.ascontiguousarray(value) for name, value in adapter.items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
     config.base_model_name_or_path = base
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)  # a set: its order would differ from run to run

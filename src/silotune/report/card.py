@@ -7,8 +7,10 @@ from silotune.report.render import environment
 
 def write(run: RunFolder) -> None:
     """Write the card into the adapter's folder."""
-    text = environment().get_template("card.md.j2").render(
-        recipe=run.recipe(), figures=gather(run), environment=run.environment()
+    text = (
+        environment()
+        .get_template("card.md.j2")
+        .render(recipe=run.recipe(), figures=gather(run), environment=run.environment())
     )
     unfinished = run.adapter / ".README.md"
     unfinished.write_text(text, encoding="utf-8")

@@ -61,11 +61,13 @@ def lines_for(event: Event) -> list[str]:
         return [f"run folder {fields['path']} ({fields['workers']} workers, {fields['threads']} threads each)"]
     if event.kind == "joined":
         cut = f", {fields['cut']} rows shortened to fit" if fields["cut"] else ""
-        return [f"silo {_shown(fields['silo'])}: {fields['train_rows']} training rows, {fields['test_rows']} held out{cut}"]
+        return [
+            f"silo {_shown(fields['silo'])}: {fields['train_rows']} training rows, {fields['test_rows']} held out{cut}"
+        ]
     if event.kind == "answered":
         return [
-            f"round {fields['round']}: {_shown(fields['silo'])} trained {fields['steps']} steps, loss {fields['loss']:.3f}, "
-            f"{fields['tokens'] / max(fields['seconds'], 1e-9):.0f} tokens/s"
+            f"round {fields['round']}: {_shown(fields['silo'])} trained {fields['steps']} steps, "
+            f"loss {fields['loss']:.3f}, {fields['tokens'] / max(fields['seconds'], 1e-9):.0f} tokens/s"
         ]
     if event.kind == "left_out":
         return [f"left out: {_shown(fields['silo'])}: {_shown(fields['reason'])}"]
@@ -145,7 +147,9 @@ class LiveTable:
     def _on_round(self, fields: dict[str, Any]) -> None:
         self._state.done = fields["round"]
         loss = f"{fields['evaluation']['loss']:.3f}" if fields["evaluation"] else "-"
-        self._state.note = f"held-out loss {loss}" + (f", e_agg {fields['e_agg']:.3f}" if fields["e_agg"] is not None else "")
+        self._state.note = f"held-out loss {loss}" + (
+            f", e_agg {fields['e_agg']:.3f}" if fields["e_agg"] is not None else ""
+        )
 
     def _on_finishing(self, _: dict[str, Any]) -> None:
         self._state.note = "writing adapter and report"
@@ -159,21 +163,26 @@ class LiveTable:
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         for name, silo in sorted(state.silos.items()):
             self._row(table, name, silo, progress.get(name, {}))
-        title = f"round {state.round}/{state.rounds}  {_clock(time.monotonic() - state.began)}{self._left()}  {state.note}"
-        return Group(Text(title, style="bold"), table, *(Text(f"left out: {line}", style="red") for line in state.left_out[-5:]))
+        title = (
+            f"round {state.round}/{state.rounds}  {_clock(time.monotonic() - state.began)}{self._left()}  {state.note}"
+        )
+        return Group(
+            Text(title, style="bold"), table, *(Text(f"left out: {line}", style="red") for line in state.left_out[-5:])
+        )
 
     def _row(self, table: Table, name: str, silo: _Silo, now: dict[str, Any]) -> None:
         step, rate, loss, status = "", silo.rate, silo.loss, silo.status
         if now.get("round") == self._state.round and now.get("kind") == "train" and status == "asked":
             step, loss, status = f"{now['step']}/{now['steps']}", now["loss"], "training"
             rate = now["tokens"] / max(now["seconds"], 1e-9)
-        table.add_row(Text(_shown(name)), step, f"{rate:.0f}" if rate else "", f"{loss:.3f}" if loss is not None else "",
-                      human_bytes(silo.down), human_bytes(silo.up), status)  # fmt: skip
+        speed, shown_loss = f"{rate:.0f}" if rate else "", f"{loss:.3f}" if loss is not None else ""
+        down, up = human_bytes(silo.down), human_bytes(silo.up)
+        table.add_row(Text(_shown(name)), step, speed, shown_loss, down, up, status)
 
     def _left(self) -> str:
         state = self._state
         finished = state.done - (state.round - 1 if state.first_round is None else 0)
-        if state.first_round is None or not 0 < finished or state.done < 1:
+        if state.first_round is None or not finished > 0 or state.done < 1:
             return ""
         each = (time.monotonic() - state.first_round) / max(state.done, 1)
         return f", about {_clock(each * (state.rounds - state.done))} left"

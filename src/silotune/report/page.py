@@ -12,14 +12,18 @@ from silotune.settings import dump_recipe
 def write(run: RunFolder) -> None:
     """Write the page of a run from what its folder holds."""
     figures = gather(run)
-    text = environment().get_template("page.html.j2").render(
-        recipe=run.recipe(),
-        recipe_text=dump_recipe(run.recipe()),
-        figures=figures,
-        samples=samples.read(run),
-        environment=run.environment(),
-        loss_plot=Markup(plots.loss_by_round(figures)),  # noqa: S704 - drawn by matplotlib, which escapes text
-        bytes_plot=Markup(plots.bytes_by_silo(figures)),  # noqa: S704
+    text = (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            recipe=run.recipe(),
+            recipe_text=dump_recipe(run.recipe()),
+            figures=figures,
+            samples=samples.read(run),
+            environment=run.environment(),
+            loss_plot=Markup(plots.loss_by_round(figures)),
+            bytes_plot=Markup(plots.bytes_by_silo(figures)),
+        )
     )
     unfinished = run.path / ".report.html"
     unfinished.write_text(text, encoding="utf-8")

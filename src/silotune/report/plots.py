@@ -11,6 +11,7 @@ COLOURS = ("#3b6fb6", "#c4622d", "#3f8f5b", "#8a5aa8", "#b3902b", "#4a9aa8", "#a
 def loss_by_round(figures: RunFigures) -> str:
     """Held-out loss by round: a thin line a silo, a heavy one for the mean; an SVG element."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
@@ -19,11 +20,13 @@ def loss_by_round(figures: RunFigures) -> str:
         axes.plot(rounds, [silo.losses[r] for r in rounds], marker="o", markersize=3.5, linewidth=1.3,
                   color=COLOURS[index % len(COLOURS)], label=_plain(silo.name))  # fmt: skip
     rounds = sorted(figures.means)
-    axes.plot(rounds, [figures.means[r]["loss"] for r in rounds], linewidth=2.6, color="#808080", label="all held-out rows")
+    axes.plot(
+        rounds, [figures.means[r]["loss"] for r in rounds], linewidth=2.6, color="#808080", label="all held-out rows"
+    )
     axes.set_xlabel("round (0 is the base model)")
     axes.set_ylabel("held-out loss, nats a token")
     axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8, ncols=2 if len(figures.silos) > 5 else 1)
     return _svg(figure, axes)
 
@@ -40,7 +43,9 @@ def bytes_by_silo(figures: RunFigures) -> str:
         (-0.2, "left the silo", COLOURS[0], [silo.bytes_up for silo in figures.silos]),
         (0.2, "reached the silo", COLOURS[1], [silo.bytes_down for silo in figures.silos]),
     ):
-        axes.barh([place + offset for place in places], [value / 1e6 for value in values], 0.36, label=label, color=colour)
+        axes.barh(
+            [place + offset for place in places], [value / 1e6 for value in values], 0.36, label=label, color=colour
+        )
     axes.set_yticks(list(places), names)
     axes.invert_yaxis()
     axes.set_xlabel("MB over the whole run")

@@ -64,7 +64,8 @@ def write(folder: RunFolder) -> None:
         for row in test[: recipe.report.samples]:
             prompt = encode_prompt(resident.tokenizer, row.turns[:-1])
             base, tuned = (
-                generation.answer(resident.model, resident.tokenizer, prompt, sampling, base=plain) for plain in (True, False)
+                generation.answer(resident.model, resident.tokenizer, prompt, sampling, base=plain)
+                for plain in (True, False)
             )
             found.append({"silo": files.name, "question": row.turns[-2].content, "reference": row.turns[-1].content,
                           "base": base, "tuned": tuned})  # fmt: skip

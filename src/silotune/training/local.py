@@ -108,8 +108,15 @@ def train_round(
             count = sum(example.loss_tokens for rows in chosen for example in rows)
             rate = learning_rate(settings, (round_ - 1 + number / len(plan)) / settings.rounds)
             optimizer.param_groups[0]["lr"] = rate
-            loss = _step(model, parameters, optimizer, settings.clip, count,
-                         [collate(rows, pad, tuner.device) for rows in chosen], logits_of)
+            loss = _step(
+                model,
+                parameters,
+                optimizer,
+                settings.clip,
+                count,
+                [collate(rows, pad, tuner.device) for rows in chosen],
+                logits_of,
+            )
             if not math.isfinite(loss):
                 raise DivergedError(f"the loss is not finite at step {number}; lower training.learning_rate")
             total_loss += loss

@@ -89,7 +89,9 @@ class Envelope:
             if isinstance(value, float) and not np.isfinite(value):
                 raise AdmissionError(f"field {name} is not finite")
         if ((self.direction, self.kind) in CARRIES_ADAPTER) != (self.vector is not None):
-            raise AdmissionError(f"{self.kind} {self.direction} must carry {'no' if self.vector is not None else 'an'} adapter")
+            raise AdmissionError(
+                f"{self.kind} {self.direction} must carry {'no' if self.vector is not None else 'an'} adapter"
+            )
         if (self.vector is None) != (self.manifest is None):
             raise AdmissionError("an adapter and its manifest travel together")
 

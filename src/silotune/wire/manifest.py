@@ -47,7 +47,9 @@ class Manifest:
             document = json.loads(text)
             if document["version"] != VERSION:
                 raise AdmissionError(f"the manifest is of version {document['version']}, this is version {VERSION}")
-            shapes = tuple((str(name), tuple(_dimension(size) for size in shape)) for name, shape in document["tensors"])
+            shapes = tuple(
+                (str(name), tuple(_dimension(size) for size in shape)) for name, shape in document["tensors"]
+            )
             return cls(AdapterSpec(shapes), str(document["codec"]), str(document["sha256"]))
         except (ValueError, KeyError, TypeError, RecursionError):
             raise AdmissionError("the manifest cannot be read") from None

@@ -1,0 +1,63 @@
+"""The lines of metrics.jsonl: one a silo a round, and one a round."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from silotune.algorithms.interface import Aggregate
+
+
+def silo_line(round_: int, name: str, weight: int | None, bytes_down: int = 0, bytes_up: int = 0) -> dict[str, Any]:
+    """A silo's line of a round, to be filled in; `weight` is None where it was only evaluated."""
+    return {
+        "round": round_,
+        "silo": name,
+        "status": "ok",
+        "reason": None,
+        "weight": weight,
+        "train": None,
+        "evaluation": None,
+        "bytes_down": bytes_down,
+        "bytes_up": bytes_up,
+    }
+
+
+def figures(loss: float, tokens: int, correct: int) -> dict[str, Any]:
+    """Held-out figures from sums: loss in nats and correct first choices over `tokens` tokens."""
+    mean = loss / tokens
+    return {
+        "loss": mean,
+        "perplexity": math.exp(min(mean, 700.0)),
+        "token_accuracy": correct / tokens,
+        "tokens": tokens,
+    }
+
+
+def round_line(
+    round_: int, aggregate: Aggregate | None, lines: Mapping[str, Mapping[str, Any]], seconds: float
+) -> dict[str, Any]:
+    """The round's own line. Means over silos are weighted by held-out tokens (evaluation) or loss tokens (training)."""
+    scores = [line["evaluation"] for line in lines.values() if line["evaluation"]]
+    tokens = sum(score["tokens"] for score in scores)
+    trained = [line["train"] for line in lines.values() if line["train"]]
+    summary: dict[str, Any] = {
+        "round": round_,
+        "silo": None,
+        "silos": len(aggregate.silos) if aggregate else 0,
+        "left_out": sorted(name for name, line in lines.items() if line["status"] != "ok"),
+        "e_agg": aggregate.e_agg if aggregate else None,
+        "train_loss": None,
+        "evaluation": None,
+        "bytes_down": sum(line["bytes_down"] for line in lines.values()),
+        "bytes_up": sum(line["bytes_up"] for line in lines.values()),
+        "seconds": seconds,
+    }
+    if tokens:
+        loss = sum(score["loss"] * score["tokens"] for score in scores)
+        correct = sum(round(score["token_accuracy"] * score["tokens"]) for score in scores)
+        summary["evaluation"] = figures(loss, tokens, correct)
+    if trained:
+        summary["train_loss"] = sum(t["loss"] * t["loss_tokens"] for t in trained) / sum(
+            t["loss_tokens"] for t in trained
+        )
+    return summary
