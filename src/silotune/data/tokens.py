@@ -31,7 +31,7 @@ class Example:
 
 def encode_prompt(tokenizer: Any, turns: Sequence[Turn]) -> list[int]:
     """Tokens up to where the assistant's next answer begins: what generation starts from."""
-    return [token for piece, _ in _pieces(tokenizer, turns, open_end=True) for token in _ids(tokenizer, piece)]
+    return [token for piece in _pieces(tokenizer, turns, open_end=True) for token in _piece_ids(tokenizer, *piece)]
 
 
 def encode(tokenizer: Any, row: Row, max_length: int) -> Example:
@@ -57,24 +57,20 @@ def _encode(tokenizer: Any, turns: Sequence[Turn]) -> Example:
     ids: list[int] = []
     answered: list[bool] = []
     for piece, is_answer in _pieces(tokenizer, turns, open_end=False):
-        tokens = _ids(tokenizer, piece)
-        if is_answer:
-            tokens = _ended(tokens, int(tokenizer.eos_token_id))
+        tokens = _piece_ids(tokenizer, piece, is_answer)
         ids += tokens
         answered += [is_answer] * len(tokens)
     return Example(tuple(ids), tuple(answered))
 
 
-def _ended(tokens: list[int], end: int) -> list[int]:
-    """An answer's tokens up to and with its end-of-turn token, which is added if the template writes none."""
-    for index in range(len(tokens) - 1, -1, -1):
-        if tokens[index] == end:
-            return tokens[: index + 1]
-    return [*tokens, end]
+def _piece_ids(tokenizer: Any, piece: str, is_answer: bool) -> list[int]:
+    """Tokens of a piece; an answer ends with the end-of-turn token, which is added if the template writes none."""
+    ids, end = _ids(tokenizer, piece), int(tokenizer.eos_token_id)
+    return [*ids, end] if is_answer and ids[-1:] != [end] else ids
 
 
 def _pieces(tokenizer: Any, turns: Sequence[Turn], open_end: bool) -> list[tuple[str, bool]]:
-    """Cut the templated text into (text, is an answer) pieces that join to the whole."""
+    """Cut the templated text into (text, is an answer) pieces; answers end with their end-of-turn token."""
     pieces: list[tuple[str, bool]] = []
     done = ""
     for index, turn in enumerate(turns):
@@ -84,8 +80,12 @@ def _pieces(tokenizer: Any, turns: Sequence[Turn], open_end: bool) -> list[tuple
         after = _template(tokenizer, turns[: index + 1], False)
         if not (before.startswith(done) and after.startswith(before)):
             raise DataError("the model's chat template rewrites earlier turns, so answers cannot be marked in it.")
-        pieces += [(before[len(done) :], False), (after[len(before) :], True)]
-        done = after
+        answer = after[len(before) :]
+        end = answer.rfind(tokenizer.eos_token)
+        if end >= 0:  # what the template writes after the end of a turn belongs to the next one
+            answer = answer[: end + len(tokenizer.eos_token)]
+        pieces += [(before[len(done) :], False), (answer, True)]
+        done = before + answer
     if open_end:
         whole = _template(tokenizer, turns, True)
         pieces.append((whole[len(done) :], False))

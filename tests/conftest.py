@@ -1,0 +1,107 @@
+"""Fixtures: a random two-layer model with a real tokenizer and chat template, and silos with invented rows."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
+
+import silotune.federation  # noqa: E402, F401 - settles Flower's switches before anything imports flwr
+from silotune.settings import Recipe, absolute, check_recipe  # noqa: E402
+
+WORDS = (
+    "red blue green seven eleven north south lamp river window paper bread engine garden doctor ticket "
+    "Where is the key of room number ? It lies under a stone beside old door . Ask for and we will answer"
+).split()
+
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def make_tokenizer(template: str | None = TEMPLATE) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([" ".join(WORDS)] * 3, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>")
+    fast.chat_template = template
+    return fast
+
+
+def make_model(folder: Path, **changes: Any) -> Path:
+    """Save a random Llama of two layers with its tokenizer (without a pad token) in Hugging Face format."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer(changes.pop("template", TEMPLATE))
+    torch.manual_seed(changes.pop("seed", 7))
+    settings = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True,
+        "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id,
+    }  # fmt: skip
+    LlamaForCausalLM(LlamaConfig(**(settings | changes))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("base") / "tiny")
+
+
+def write_silo(folder: Path, rows: int, offset: int, extra: str = "") -> None:
+    folder.mkdir(parents=True)
+    for split, count, shift in (("train", rows, 0), ("test", 3, 1000)):
+        lines = []
+        for index in range(count):
+            number = offset + index + shift
+            a, b, c = WORDS[number % 17], WORDS[(number * 5) % 19], WORDS[(number * 11) % 23]
+            question = f"Where is the {a} {b} of room {number} ? {extra}".strip()
+            lines.append(json.dumps({"instruction": question, "response": f"It lies under the {c} {a} {extra}".strip()}))
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def silos(tmp_path: Path) -> Path:
+    """Three silos of 9, 6 and 4 training rows."""
+    for index, (name, rows) in enumerate((("ash", 9), ("birch", 6), ("cedar", 4))):
+        write_silo(tmp_path / "silos" / name, rows, 100 * index)
+    return tmp_path / "silos"
+
+
+@pytest.fixture
+def make_recipe(tmp_path: Path, tiny_base: Path, silos: Path) -> Callable[..., Recipe]:
+    """A recipe on the tiny model, inline, one thread, two rounds of two steps; sections may be changed."""
+
+    def make(**changes: dict[str, Any] | Any) -> Recipe:
+        document: dict[str, Any] = {
+            "name": "test",
+            "model": {"base": str(tiny_base)},
+            "lora": {"r": 2, "alpha": 4},
+            "training": {"rounds": 2, "steps": 2, "batch": 2, "learning_rate": 0.01},
+            "federation": {"engine": "inline", "threads": 1},
+        }
+        for section, values in changes.items():
+            if isinstance(values, dict):
+                document[section] = {**document.get(section, {}), **values}
+            else:
+                document[section] = values
+        return absolute(check_recipe(document, "test"), tmp_path)
+
+    return make

@@ -1,0 +1,52 @@
+"""Finding silos in every layout, and a silo's configuration."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from silotune.data.corpus import read_split
+from silotune.data.silos import SiloConfig, find_silos
+from silotune.errors import DataError
+
+ROW = '{"prompt": "Q", "completion": "A"}\n'
+
+
+def test_folders_flat_files_and_single_silos(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        (tmp_path / "deep" / name / "train.jsonl").write_text(ROW)
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        (tmp_path / "flat" / f"{name}.train.jsonl").write_text(ROW)
+    (tmp_path / "flat" / "a.test.jsonl").write_text(ROW)
+    for pattern in ("deep/*", "deep", "flat", "flat/*.train.jsonl"):
+        assert [silo.name for silo in find_silos(str(tmp_path / pattern))] == ["a", "b"], pattern
+    flat = find_silos(str(tmp_path / "flat"))
+    assert flat[0].test is not None and flat[1].test is None
+    assert [silo.name for silo in find_silos(str(tmp_path / "deep" / "a"))] == ["a"]
+    with pytest.raises(DataError, match="two silos are called 'a'"):
+        find_silos([str(tmp_path / "deep"), str(tmp_path / "flat")])
+    with pytest.raises(DataError, match="nothing matches"):
+        find_silos(str(tmp_path / "none*"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds no train\.jsonl"):
+        find_silos(str(tmp_path / "empty"))
+
+
+def test_without_a_test_file_a_seeded_share_is_held_out(tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "train.jsonl").write_text("".join(f'{{"prompt": "q{i}", "completion": "a"}}\n' for i in range(20)))
+    files = find_silos(str(tmp_path / "s"))[0]
+    train, test = read_split(files, 0.2, 5)
+    assert (len(train), len(test)) == (16, 4)
+    assert {row.line for row in train} | {row.line for row in test} == set(range(1, 21))
+    assert read_split(files, 0.2, 5) == (train, test)
+    assert read_split(files, 0.2, 6) != (train, test)
+
+
+def test_configuration_survives_its_json(tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "train.jsonl").write_text(ROW)
+    silo = SiloConfig(find_silos(str(tmp_path / "s"))[0], base="b", threads=2, ledger=Path("/x"))
+    assert SiloConfig.from_json(silo.to_json()) == silo
+    assert SiloConfig.from_json(replace(silo, ledger=None).to_json()).ledger is None

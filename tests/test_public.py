@@ -1,0 +1,28 @@
+"""The public names, and what importing them costs."""
+
+import subprocess
+import sys
+
+import silotune
+
+PUBLIC = {
+    "DataError", "Event", "FederationError", "InputError", "Interrupted", "ModelError", "Recipe", "RecipeError", "Run",
+    "RunError", "Sampling", "SilotuneError", "load_recipe", "open_run", "train",
+}  # fmt: skip
+
+
+def test_all_is_exactly_the_public_names():
+    assert set(silotune.__all__) == PUBLIC
+    assert len(silotune.__all__) == len(PUBLIC)
+    for name in PUBLIC:
+        assert getattr(silotune, name).__doc__, f"{name} has no docstring"
+
+
+def test_importing_silotune_loads_no_torch():
+    code = "import silotune, silotune.cli, sys; assert not {'torch', 'flwr', 'ray', 'transformers'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_client_app_loads_no_torch():
+    code = "import silotune.federation.app, sys; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

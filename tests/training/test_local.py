@@ -1,0 +1,108 @@
+"""The local loop: schedule, accumulation, determinism, and agreement with a loop written out plainly."""
+
+import math
+
+import pytest
+import torch
+
+from silotune.data.batches import collate, plan_round
+from silotune.data.rows import Row, Turn
+from silotune.data.tokens import encode_rows
+from silotune.model import lora
+from silotune.model.adapter import initial_adapter
+from silotune.model.base import place
+from silotune.model.tuner import tuner
+from silotune.settings import LoraSettings, TrainingSettings
+from silotune.training.evaluation import evaluate
+from silotune.training.local import DivergedError, learning_rate, train_round
+from silotune.training.loss import plain_logits, summed_loss
+
+
+def rows(count=7):
+    return [Row((Turn("user", "red " * (i + 1)), Turn("assistant", "blue stone " * (1 + i % 3))), i) for i in range(count)]
+
+
+@pytest.fixture
+def resident(tiny_base):
+    torch.set_num_threads(1)
+    return tuner(str(tiny_base), LoraSettings(r=2, dropout=0.1), place("cpu", "auto"))
+
+
+@pytest.fixture
+def examples(resident):
+    return encode_rows(resident.tokenizer, rows(), 200, "x").examples
+
+
+def run(resident, examples, settings, round_=1, seed=0):
+    lora.put(resident.model, initial_adapter(resident.spec, 0))
+    totals = train_round(resident, examples, settings, seed, "s", round_)
+    return totals, lora.take(resident.model)
+
+
+def test_the_schedule_spans_all_rounds():
+    settings = TrainingSettings(learning_rate=1.0, warmup=0.1, final_rate=0.2)
+    assert learning_rate(settings, 0.05) == pytest.approx(0.5)
+    assert learning_rate(settings, 0.1) == pytest.approx(1.0)
+    assert learning_rate(settings, 0.55) == pytest.approx(0.6)
+    assert learning_rate(settings, 1.0) == pytest.approx(0.2)
+    assert learning_rate(TrainingSettings(learning_rate=1.0, warmup=0.0), 1e-9) == pytest.approx(1.0)
+
+
+def test_same_seed_same_bits_and_other_seeds_other_bits(resident, examples):
+    settings = TrainingSettings(rounds=2, steps=3, batch=2, learning_rate=0.01)
+    (totals, one), (_, two) = run(resident, examples, settings), run(resident, examples, settings)
+    assert all((one[name] == two[name]).all() for name in one)
+    assert totals.steps == 3 and math.isfinite(totals.loss) and totals.loss_tokens > 0
+    for other in (run(resident, examples, settings, round_=2)[1], run(resident, examples, settings, seed=1)[1]):
+        assert any((one[name] != other[name]).any() for name in one)
+
+
+def test_the_loop_equals_one_written_out_with_plain_logits(tiny_base):
+    resident = tuner(str(tiny_base), LoraSettings(r=2), place("cpu", "auto"))
+    examples = encode_rows(resident.tokenizer, rows(), 200, "x").examples
+    settings = TrainingSettings(rounds=1, steps=4, batch=2, accumulation=2, learning_rate=0.01, clip=0.5, weight_decay=0.1)
+    _, ours = run(resident, examples, settings)
+    lora.put(resident.model, initial_adapter(resident.spec, 0))
+    factors = list(lora.factors(resident.model).values())
+    optimizer = torch.optim.AdamW(factors, lr=1.0, weight_decay=0.1)
+    for number, step in enumerate(plan_round(settings, [len(e.ids) for e in examples], 0, "s", 1), 1):
+        optimizer.param_groups[0]["lr"] = learning_rate(settings, number / 4)
+        optimizer.zero_grad()
+        batches = [collate([examples[row]], 0, "cpu") for rows_ in step for row in rows_]
+        loss = sum(summed_loss(plain_logits(resident.model, batch), batch) for batch in batches)
+        (loss / sum(batch.loss_tokens for batch in batches)).backward()
+        torch.nn.utils.clip_grad_norm_(factors, 0.5)
+        optimizer.step()
+    theirs = lora.take(resident.model)
+    assert max(float(abs(ours[name] - theirs[name]).max()) for name in ours) < 1e-5
+
+
+def test_accumulation_equals_a_larger_batch(resident, examples):
+    resident = tuner(resident.model.get_base_model().name_or_path, LoraSettings(r=2), place("cpu", "auto"))
+    whole = TrainingSettings(rounds=1, steps=1, batch=6, learning_rate=0.01)
+    parts = TrainingSettings(rounds=1, steps=1, batch=3, accumulation=2, learning_rate=0.01)
+    one, two = run(resident, examples, whole)[1], run(resident, examples, parts)[1]
+    assert max(float(abs(one[name] - two[name]).max()) for name in one) < 1e-5
+
+
+def test_a_loss_that_is_not_finite_is_told(resident, examples):
+    adapter = initial_adapter(resident.spec, 0)
+    lora.put(resident.model, {name: value + float("nan") for name, value in adapter.items()})
+    with pytest.raises(DivergedError, match="not finite at step 1"):
+        train_round(resident, examples, TrainingSettings(steps=1, batch=2), 0, "s", 1)
+
+
+def test_evaluation_equals_row_by_row_and_stops_when_asked(resident, examples):
+    lora.put(resident.model, initial_adapter(resident.spec, 0))
+    score = evaluate(resident, examples)
+    single = [evaluate(resident, [example]) for example in examples]
+    assert score.loss == pytest.approx(sum(one.loss for one in single), rel=1e-5)
+    assert (score.tokens, score.correct) == (sum(o.tokens for o in single), sum(o.correct for o in single))
+    assert score.tokens == sum(example.loss_tokens for example in examples)
+    assert evaluate(resident, []).tokens == 0
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(resident, examples, stop)

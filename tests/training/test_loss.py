@@ -1,0 +1,94 @@
+"""Logits only where there is loss: equal to the model's own forward pass, loss and gradients."""
+
+import pytest
+import torch
+
+from silotune.data.batches import collate
+from silotune.data.tokens import Example
+from silotune.model import lora
+from silotune.model.adapter import initial_adapter
+from silotune.model.base import place
+from silotune.model.tuner import tuner
+from silotune.settings import LoraSettings
+from silotune.training.loss import answer_logits, head_is_plain, plain_logits, summed_loss
+from tests.conftest import make_model
+
+
+def examples(count=4):
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for index in range(count):
+        ids = torch.randint(3, 90, (6 + 3 * index,), generator=generator).tolist()
+        rows.append(Example(tuple(ids), tuple(position >= 2 + index for position in range(len(ids)))))
+    return rows
+
+
+@pytest.fixture
+def tuned(tiny_base):
+    resident = tuner(str(tiny_base), LoraSettings(r=2), place("cpu", "auto"))
+    adapter = initial_adapter(resident.spec, 0)
+    lora.put(resident.model, {name: value + 0.01 for name, value in adapter.items()})
+    return resident.model
+
+
+def loss_and_gradients(tuned, logits_of, rows):
+    tuned.zero_grad()
+    total = torch.zeros(())
+    for row in rows:
+        batch = collate(row, 0, "cpu")
+        loss = summed_loss(logits_of(tuned, batch), batch)
+        loss.backward()
+        total += loss.detach()
+    return total, {name: factor.grad.clone() for name, factor in lora.factors(tuned).items()}
+
+
+def close(one, two):
+    assert torch.allclose(one[0], two[0], rtol=1e-5)
+    assert all(torch.allclose(one[1][name], two[1][name], rtol=1e-4, atol=1e-6) for name in one[1])
+
+
+def test_answer_logits_equal_the_plain_path(tuned):
+    rows = [examples()]
+    close(loss_and_gradients(tuned, answer_logits, rows), loss_and_gradients(tuned, plain_logits, rows))
+
+
+def test_padding_changes_nothing(tuned):
+    together, apart = [examples()], [[example] for example in examples()]
+    close(loss_and_gradients(tuned, answer_logits, together), loss_and_gradients(tuned, plain_logits, apart))
+
+
+def test_the_loss_is_that_of_transformers(tuned):
+    batch = collate(examples(), 0, "cpu")
+    labels = torch.full_like(batch.ids, -100)
+    labels[:, 1:][batch.predicts[:, :-1]] = batch.ids[:, 1:][batch.predicts[:, :-1]]
+    expected = tuned(input_ids=batch.ids, attention_mask=batch.mask, labels=labels).loss
+    ours = summed_loss(answer_logits(tuned, batch), batch) / batch.loss_tokens
+    assert torch.allclose(ours, expected, rtol=1e-5)
+
+
+def test_no_gradient_reaches_the_base(tuned):
+    loss_and_gradients(tuned, answer_logits, [examples()])
+    trained = set(lora.factors(tuned))
+    assert all(p.grad is None for n, p in tuned.named_parameters() if n.replace(".default", "") not in trained)
+
+
+def test_a_model_that_does_more_after_its_head_takes_the_plain_path(tuned, tmp_path):
+    assert head_is_plain(tuned, "cpu")
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    from tests.conftest import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    Gemma2ForCausalLM(Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.01,
+    )).save_pretrained(tmp_path)  # fmt: skip
+    tokenizer.save_pretrained(tmp_path)
+    capped = tuner(str(tmp_path), LoraSettings(r=2), place("cpu", "auto"))
+    assert not head_is_plain(capped.model, "cpu")
+
+
+def test_make_model_is_deterministic(tmp_path, tiny_base):
+    other = make_model(tmp_path / "again")
+    assert (other / "model.safetensors").read_bytes() == (tiny_base / "model.safetensors").read_bytes()
