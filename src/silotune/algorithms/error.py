@@ -50,9 +50,11 @@ class ErrorMeter:
             return aggregation_error(self._start, moved, [contribution.weight for contribution in ordered])
         assert self._seen is not None
         products = self._seen.mean().astype(np.float64)
-        change = float(np.sum((products - self._look(self._start)) ** 2))
+        before = self._look(self._start)
+        change = float(np.sum((products - before) ** 2))
         error = float(np.sum((products - self._look(self._moved(mean))) ** 2))
-        return float(np.sqrt(error / change)) if change > 0 else 0.0
+        # Products are seen in float32: a change below that is none.
+        return float(np.sqrt(error / change)) if change > 1e-12 * float(np.sum(before**2)) else 0.0
 
     def _moved(self, update: AdapterState) -> dict[str, NDArray[np.float32]]:
         return {name: self._start[name] + update[name] for name in self._start}

@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,11 @@ class Corpus:
 def read_split(files: SiloFiles, holdout: float, seed: int) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     """Return (train rows, test rows).
 
-    Without a test file, the share `holdout` of the training rows (at least one, never all) is held out, drawn
+    Without a test file, the share `holdout` of the training rows (at least one, but never all) is held out, drawn
     from the seed and the silo's name.
 
     Raises:
-        DataError: a file cannot be used, or a single row would have to serve both ends.
+        DataError: a file cannot be used.
     """
     rows = read_rows(files.train).rows
     if files.test is not None:
@@ -40,8 +41,16 @@ def read_split(files: SiloFiles, holdout: float, seed: int) -> tuple[tuple[Row, 
 
 
 def load_corpus(files: SiloFiles, tokenizer: Any, max_length: int, holdout: float, seed: int) -> Corpus:
-    """Read and tokenise a silo's text; kept for the life of the process."""
-    return _load(files, _Held(tokenizer), max_length, holdout, seed)
+    """Read and tokenise a silo's text; kept for the life of the process, while its files stay as they are."""
+    return _load(files, (_stamp(files.train), _stamp(files.test)), _Held(tokenizer), max_length, holdout, seed)
+
+
+def _stamp(path: Path | None) -> tuple[int, int] | None:
+    """What changes when a file is written: its time and size."""
+    if path is None or not path.exists():
+        return None
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
 
 
 class _Held:
@@ -58,7 +67,7 @@ class _Held:
 
 
 @functools.lru_cache(maxsize=64)
-def _load(files: SiloFiles, held: _Held, max_length: int, holdout: float, seed: int) -> Corpus:
+def _load(files: SiloFiles, _: object, held: _Held, max_length: int, holdout: float, seed: int) -> Corpus:
     train, test = read_split(files, holdout, seed)
     source = str(files.test or files.train)
     return Corpus(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from silotune.algorithms.interface import ServerState
@@ -96,7 +97,7 @@ def latest(run: RunFolder) -> Saved | None:
         profiles = {name: Profile(**values) for name, values in described["profiles"].items()}
         state = ServerState(described["round"], _below("adapter/", tensors), _below("extra/", tensors))
         return Saved(state, profiles, described["metrics_bytes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(
             f"{folder}: cannot be read ({type(error).__name__}). Remove this folder to go on from the round before."
         ) from None

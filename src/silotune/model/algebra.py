@@ -48,11 +48,14 @@ def aggregation_error(start: AdapterState, locals_: Sequence[AdapterState], weig
     shares = np.asarray(weights, np.float64) / np.sum(np.asarray(weights, np.float64))
     error = change = 0.0
     for _, name_a, name_b in AdapterSpec.of(start).pairs():
+        start_a, start_b = (np.asarray(start[name], np.float64) for name in (name_a, name_b))
         a = [np.asarray(adapter[name_a], np.float64) for adapter in locals_]
         b = [np.asarray(adapter[name_b], np.float64) for adapter in locals_]
         mean_a = np.tensordot(shares, np.stack(a), 1)
         mean_b = np.tensordot(shares, np.stack(b), 1)
-        error += squared_norm([(w, bk - mean_b, ak - mean_a) for w, bk, ak in zip(shares, b, a, strict=True)])
-        origin = (-1.0, np.asarray(start[name_b], np.float64), np.asarray(start[name_a], np.float64))
-        change += squared_norm([*((w, bk, ak) for w, bk, ak in zip(shares, b, a, strict=True)), origin])
+        silos = list(zip(shares, a, b, strict=True))
+        error += squared_norm([(w, bk - mean_b, ak - mean_a) for w, ak, bk in silos])
+        # sum w B_k A_k - B_0 A_0 in differences only: products of unchanged factors must cancel to the last bit.
+        moved_a = sum((w * (ak - start_a) for w, ak, _ in silos), np.zeros_like(start_a))
+        change += squared_norm([*((w, bk - start_b, ak) for w, ak, bk in silos), (1.0, start_b, moved_a)])
     return float(np.sqrt(error / change)) if change > 0 else 0.0

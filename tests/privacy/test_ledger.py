@@ -1,0 +1,60 @@
+"""The ledger: a line a message, with what it was when serialised."""
+
+import json
+
+from flwr.app import Message
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+from silotune.privacy.ledger import Entry, append
+from tests.federation.helpers import client_app, run
+
+
+def test_lines_are_appended_whole(tmp_path):
+    entry = Entry("up", "s\u2028x", "train", 3, (("a", (2, 3)),), "float32", {"loss": 0.5}, 123, "ff")
+    for _ in range(3):
+        append(tmp_path / "ledger.jsonl", entry)
+    lines = (tmp_path / "ledger.jsonl").read_text(encoding="utf-8").split("\n")
+    assert len(lines) == 4 and lines[3] == ""
+    line = json.loads(lines[1])
+    assert line["tensors"] == [["a", [2, 3]]] and line["silo"] == "s\u2028x" and line["bytes"] == 123
+
+
+def test_every_message_is_in_it_with_its_tensors_and_weight(make_recipe, tmp_path):
+    seen = []
+
+    def note(request, reply, silo):
+        seen.extend([("down", request), ("up", reply)])
+        return None
+
+    folder, _ = run(make_recipe(training={"rounds": 1}), tmp_path / "run", client_app(note))
+    ledger = list(folder.ledger())
+    assert len(ledger) == len(seen) == 2 * 3 * 4  # hello, base, train, evaluate; three silos; both ways
+    weights = sorted(sum(len(part.deflate()) for part in get_all_nested_objects(message).values()) for _, message in seen)
+    # Flower's message ids are set after a request is weighed, so a request may differ by the length of its id.
+    assert all(abs(a - b) <= 64 for a, b in zip(weights, sorted(entry["bytes"] for entry in ledger), strict=True))
+    digests = {message.content.object_id for _, message in seen}
+    assert {entry["sha256"] for entry in ledger} == digests
+    for entry in ledger:
+        carries = entry["kind"] != "hello" and (entry["direction"] == "down" or entry["kind"] == "train")
+        assert bool(entry["tensors"]) == carries and entry["dtype"] == ("float32" if carries else None)
+        assert all(".lora_A." in name or ".lora_B." in name for name, _ in entry["tensors"])
+        if carries:
+            assert entry["bytes"] > 4 * sum(shape[0] * shape[1] for _, shape in entry["tensors"])
+
+
+def test_a_silo_keeps_a_ledger_of_its_own(make_recipe, tmp_path):
+    from silotune.data.silos import SiloConfig, find_silos
+    from silotune.federation.app import handle
+    from silotune.federation.inline import InlineGrid
+    from silotune.federation.messages import TYPES, content
+    from silotune.federation.server import _job
+    from silotune.wire.envelope import Envelope
+
+    recipe = make_recipe()
+    files = find_silos(recipe.data.silos)[0]
+    silo = SiloConfig(files, base=recipe.model.base, threads=1, ledger=tmp_path / "own.jsonl")
+    grid = InlineGrid(None, [silo])
+    request = Message(content(Envelope("down", "hello", {"job": _job(recipe).model_dump_json()})), 1, TYPES["hello"])
+    reply = handle(request, grid._contexts[1], "hello")
+    (line,) = [json.loads(text) for text in (tmp_path / "own.jsonl").read_text().splitlines()]
+    assert line["direction"] == "up" and line["silo"] == "ash" and line["fields"] == dict(reply.content["silotune.fields"])

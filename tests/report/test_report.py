@@ -1,0 +1,152 @@
+"""The page, the card and the live view of a run."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+import silotune
+from silotune.federation.events import Event
+from silotune.report import live, page, plots
+from silotune.report.figures import gather, human_bytes
+from silotune.report.live import JsonLines, LiveTable
+from tests.conftest import write_silo
+
+
+@pytest.fixture
+def done(make_recipe, tmp_path):
+    return silotune.train(make_recipe(report={"samples": 1}), out=tmp_path / "run")
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.words = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_page_is_self_contained_and_has_the_figures(done):
+    text = done.folder.report_file.read_text(encoding="utf-8")
+    parsed = Page()
+    parsed.feed(text)
+    assert not [tag for tag, _ in parsed.tags if tag in ("script", "link", "img", "iframe")]
+    urls = [value for _, attrs in parsed.tags for name, value in attrs.items() if name in ("src", "href", "xlink:href")]
+    assert all(value.startswith("#") for value in urls)
+    figures, words = gather(done.folder), " ".join(parsed.words)
+    for silo in figures.silos:
+        assert silo.name in words and f"{silo.before:.3f}" in words and f"{silo.after:.3f}" in words
+        assert human_bytes(silo.bytes_up) in words
+    assert "Before and after, in text" in words and words.count("Tuned model") == 3
+    assert words.count("left the silo") >= 1 and "No differential privacy" in words
+
+
+def test_bytes_are_those_of_the_ledger(done):
+    figures = gather(done.folder)
+    ledger = list(done.folder.ledger())
+    for silo in figures.silos:
+        assert silo.bytes_up == sum(e["bytes"] for e in ledger if e["silo"] == silo.name and e["direction"] == "up")
+    total = sum(line["bytes_up"] for line in figures.rounds)
+    hello = sum(e["bytes"] for e in ledger if e["kind"] == "hello" and e["direction"] == "up")
+    assert sum(silo.bytes_up for silo in figures.silos) == total + hello
+
+
+def test_names_and_text_are_escaped_in_the_page(make_recipe, tmp_path):
+    write_silo(tmp_path / "odd" / "<b>&$x$", 4, 0, extra="<script>alert(1)</script>")
+    write_silo(tmp_path / "odd" / "plain", 4, 9)
+    run = silotune.train(make_recipe(data={"silos": "odd/*"}, report={"samples": 1}), out=tmp_path / "run")
+    text = run.folder.report_file.read_text(encoding="utf-8")
+    assert "<script>" not in text and "<b>" not in text and "&lt;b&gt;&amp;$x$" in text
+
+
+def test_the_card_tells_what_was_done(done):
+    card = (done.folder.adapter / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nbase_model: ") and "library_name: peft" in card
+    for silo in gather(done.folder).silos:
+        assert f"| {silo.name} | {silo.train_rows} |" in card
+    assert str(done.path) not in card
+
+
+def test_plots_are_vector_text_and_take_the_pages_colour(done):
+    svg = plots.loss_by_round(gather(done.folder))
+    assert svg.startswith("<svg") and "currentColor" in svg and "#000000" not in svg
+    assert re.search(r"<text[^>]*>\s*ash", svg)
+
+
+def test_the_page_can_be_written_again(done):
+    before = done.folder.report_file.read_text(encoding="utf-8")
+    page.write(done.folder)
+    assert done.folder.report_file.read_text(encoding="utf-8") == before
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1234, "1.2 kB"), (5.4e8, "540.0 MB"), (3e12, "3000.0 GB")])
+def test_human_bytes(count, text):
+    assert human_bytes(count) == text
+
+
+EVENTS = [
+    Event("run", {"path": "/r", "scratch": "/nowhere", "workers": 2, "threads": 1}),
+    Event("start", {"rounds": 2, "done": 0, "parameters": 5, "adapter_bytes": 20}),
+    Event("joined", {"silo": "ash", "train_rows": 3, "test_rows": 1, "cut": 2, "threads": 1}),
+    Event("round", {"round": 0, "evaluation": {"loss": 2.5}, "e_agg": None, "seconds": 1.0}),
+    Event("round_start", {"round": 1, "cohort": ["ash"]}),
+    Event("asked", {"silo": "ash", "round": 1}),
+    Event("answered", {"silo": "ash", "round": 1, "steps": 2, "loss": 1.5, "tokens": 30, "seconds": 2.0, "bytes_up": 1000,
+                       "bytes_down": 2000}),
+    Event("left_out", {"silo": "birch", "reason": "evil \x1b[31m"}),
+    Event("round", {"round": 1, "evaluation": None, "e_agg": 0.25, "seconds": 3.0}),
+    Event("finishing"),
+]  # fmt: skip
+
+
+def test_plain_lines_where_there_is_no_terminal():
+    stream = io.StringIO()
+    with LiveTable(Console(file=stream, width=200)) as table:
+        for event in EVENTS:
+            table(event)
+    assert stream.getvalue().splitlines() == [
+        "run folder /r (2 workers, 1 threads each)",
+        "silo ash: 3 training rows, 1 held out, 2 rows shortened to fit",
+        "base model: held-out loss 2.500, 1.0 s",
+        "round 1: ash trained 2 steps, loss 1.500, 15 tokens/s",
+        "left out: birch: evil \\x1b[31m",
+        "round 1: not evaluated, e_agg 0.250, 3.0 s",
+    ]
+
+
+def test_a_table_where_there_is_one(tmp_path, monkeypatch):
+    (tmp_path / "cedar.json").write_text(json.dumps(
+        {"silo": "cedar", "round": 2, "kind": "train", "step": 3, "steps": 9, "loss": 0.7, "tokens": 50, "seconds": 2.0}
+    ))  # fmt: skip
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=100)
+    table = LiveTable(console)
+    for event in [*EVENTS, Event("joined", {"silo": "cedar", "train_rows": 1, "test_rows": 1, "cut": 0, "threads": 1}),
+                  Event("round_start", {"round": 2, "cohort": ["ash", "cedar"]})]:  # fmt: skip
+        table(event)
+    table._state.scratch = tmp_path
+    console.print(table._draw())
+    shown = stream.getvalue()
+    assert "round 2/2" in shown and "left" in shown and "evil \\x1b[31m" in shown
+    assert re.search(r"cedar.*3/9.*25.*0\.700.*training", shown)
+    assert re.search(r"ash.*15.*1\.500.*2\.0 kB.*1\.0 kB", shown)
+
+
+def test_json_lines():
+    stream = io.StringIO()
+    for event in EVENTS:
+        JsonLines(stream)(event)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == [event.kind for event in EVENTS]
+    assert "scratch" not in lines[0]
+
+
+def test_clock():
+    assert live._clock(0) == "0:00" and live._clock(125.9) == "2:05"

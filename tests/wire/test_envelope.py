@@ -1,0 +1,44 @@
+"""Envelopes: declared fields only."""
+
+import numpy as np
+import pytest
+
+from silotune.errors import AdmissionError
+from silotune.wire.envelope import CARRIES_ADAPTER, DECLARED, MAX_TEXT, Envelope, failure
+from silotune.wire.manifest import pack
+
+VALUES = {str: "x", int: 3, float: 0.5}
+
+
+def parts(direction, kind):
+    fields = {name: VALUES[type_] for name, type_ in DECLARED[direction, kind].items()}
+    if (direction, kind) not in CARRIES_ADAPTER:
+        return fields, None, None
+    return fields, *pack({"a.lora_A.weight": np.ones((1, 2), np.float32)})
+
+
+@pytest.mark.parametrize(("direction", "kind"), DECLARED)
+def test_declared_fields_pass_and_nothing_else(direction, kind):
+    fields, vector, described = parts(direction, kind)
+    Envelope(direction, kind, fields, vector, described)
+    wrong = [fields | {"text": "a row"}, {k: v for k, v in list(fields.items())[1:]}]
+    wrong += [fields | {name: None} for name in fields]
+    wrong += [fields | {name: [VALUES[type_]]} for name, type_ in DECLARED[direction, kind].items()]
+    wrong += [fields | {n: x} for n, t in DECLARED[direction, kind].items() if t is int for x in (-1, True, 2**60, 1.0)]
+    wrong += [fields | {n: x} for n, t in DECLARED[direction, kind].items() if t is float for x in (float("nan"), 1)]
+    wrong += [fields | {n: "x" * (MAX_TEXT + 1)} for n, t in DECLARED[direction, kind].items() if t is str]
+    for changed in wrong:
+        with pytest.raises(AdmissionError):
+            Envelope(direction, kind, changed, vector, described)
+    other = None if vector is not None else np.ones(2, np.float32)
+    with pytest.raises(AdmissionError, match="must carry"):
+        Envelope(direction, kind, fields, other, described)
+
+
+def test_a_failure_carries_its_reason_and_nothing_else():
+    assert failure("train", "why").failure == "why"
+    assert len(failure("train", "x" * 9999).failure) == 500
+    with pytest.raises(AdmissionError):
+        Envelope("up", "train", {"failure": "x"}, np.ones(1, np.float32))
+    with pytest.raises(AdmissionError):
+        Envelope("down", "train", {"failure": "x"})
