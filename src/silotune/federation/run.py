@@ -72,8 +72,8 @@ class RunFolder:
         Raises:
             RunError: this is no run folder.
         """
-        if not self.recipe_file.is_file():
-            raise RunError(f"{self.path}: not a run folder (it holds no recipe.toml).")
+        if not (self.recipe_file.is_file() and self.environment_file.is_file()):
+            raise RunError(f"{self.path}: not a run folder (it does not hold recipe.toml and environment.json).")
         return load_recipe(self.recipe_file)
 
     def metrics(self) -> list[dict[str, Any]]:

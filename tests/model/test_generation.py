@@ -1,0 +1,66 @@
+"""Generation: greedy equals argmax by hand, seeds repeat, the end of the turn stops, pieces join to the whole."""
+
+import pytest
+import torch
+
+from silotune.data.rows import Turn
+from silotune.data.tokens import encode_prompt
+from silotune.model import generation, lora
+from silotune.model.adapter import initial_adapter
+from silotune.model.base import place
+from silotune.model.generation import Sampling
+from silotune.model.tuner import tuner
+from silotune.settings import LoraSettings
+
+
+@pytest.fixture
+def resident(tiny_base):
+    found = tuner(str(tiny_base), LoraSettings(r=2), place("cpu", "auto"))
+    lora.put(found.model, {name: value + 0.3 for name, value in initial_adapter(found.spec, 0).items()})
+    return found
+
+
+def ask(resident, base=False, **sampling):
+    prompt = encode_prompt(resident.tokenizer, [Turn("user", "Where is the key?")])
+    return "".join(generation.stream(resident.model, resident.tokenizer, prompt, Sampling(**sampling), base))
+
+
+def test_greedy_is_the_likeliest_token_of_a_full_forward_pass(resident):
+    for base in (False, True):
+        ids = encode_prompt(resident.tokenizer, [Turn("user", "Where is the key?")])
+        said = []
+        for _ in range(6):
+            context = resident.model.disable_adapter() if base else torch.no_grad()
+            with context, torch.no_grad():
+                token = int(resident.model(input_ids=torch.tensor([ids + said])).logits[0, -1].argmax())
+            if token == resident.tokenizer.eos_token_id:
+                break
+            said.append(token)
+        expected = resident.tokenizer.decode(said, skip_special_tokens=True)
+        assert ask(resident, base, max_tokens=6).strip("\ufffd") == expected.strip("\ufffd")
+
+
+def test_the_base_is_another_voice_and_the_adapter_comes_back(resident):
+    tuned = ask(resident, max_tokens=8)
+    assert ask(resident, True, max_tokens=8) != tuned == ask(resident, max_tokens=8)
+
+
+def test_the_same_seed_says_the_same(resident):
+    said = [ask(resident, max_tokens=8, temperature=1.5, seed=seed) for seed in (1, 1, 2, 3)]
+    assert said[0] == said[1] and len(set(said)) > 1
+    assert ask(resident, max_tokens=8, temperature=1.5, top_p=1e-6, seed=5) == ask(resident, max_tokens=8)
+
+
+def test_the_end_of_the_turn_stops(resident, monkeypatch):
+    tokens = iter([10, 11, resident.tokenizer.eos_token_id, 12])
+    monkeypatch.setattr(generation, "_choose", lambda *_: next(tokens))
+    assert ask(resident) == resident.tokenizer.decode([10, 11])
+
+
+def test_a_character_of_several_tokens_comes_whole(resident, monkeypatch):
+    ids = resident.tokenizer("a\U0001f600b")["input_ids"]
+    tokens = iter([*ids, resident.tokenizer.eos_token_id])
+    monkeypatch.setattr(generation, "_choose", lambda *_: next(tokens))
+    prompt = encode_prompt(resident.tokenizer, [Turn("user", "x")])
+    pieces = list(generation.stream(resident.model, resident.tokenizer, prompt, Sampling()))
+    assert "".join(pieces) == "a\U0001f600b" and all("\ufffd" not in piece for piece in pieces)

@@ -1,0 +1,161 @@
+"""The command line in this process: what it prints, and how it ends."""
+
+import json
+import sys
+
+import pytest
+
+from silotune import cli
+from silotune.settings import dump_recipe
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    def run(*arguments, stdin=None):
+        monkeypatch.setattr(sys, "argv", ["silotune", *map(str, arguments)])
+        if stdin is not None:
+            import io
+
+            monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as error:
+            code = error.code
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def recipe_file(make_recipe, tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(dump_recipe(make_recipe()), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def trained(call, recipe_file, tmp_path):
+    code, out, err = call("train", recipe_file, "--out", tmp_path / "run")
+    assert code == 0, err
+    return tmp_path / "run", out, err
+
+
+def test_train_tells_what_it_gave_and_where_it_lies(trained):
+    run, out, err = trained
+    assert "ash" in out and f"adapter  {run}/adapter" in out and f"report   {run}/report.html" in out
+    assert "round 2: held-out loss" in err
+    assert (run / "adapter" / "adapter_model.safetensors").exists() and (run / "report.html").exists()
+
+
+def test_train_in_json(call, recipe_file, tmp_path):
+    code, out, err = call("train", recipe_file, "--out", tmp_path / "run", "--json", "--set", "training.rounds=1")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and err == "" and lines[0]["event"] == "run" and lines[-1]["event"] == "done"
+    assert {silo["silo"] for silo in lines[-1]["silos"]} == {"ash", "birch", "cedar"}
+    assert lines[-1]["adapter"] == str(tmp_path / "run" / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "no.toml"], "no.toml: no such file"),
+        (["train"], "give a recipe, or a run to go on with"),
+        (["train", "{recipe}", "--set", "training.round=1"], "did you mean 'rounds'?"),
+        (["train", "{recipe}", "--set", "model.device=cuda"], "torch sees no CUDA device"),
+        (["train", "{recipe}", "--set", "model.base=./nothing"], "no such file or folder"),
+        (["train", "{recipe}", "--set", "federation.minimum=9"], "asks for 9 silos a round, data.silos has 3"),
+        (["train", "{recipe}", "--set", "lora.targets=[\"zz\"]"], "no linear layer 'zz'"),
+        (["train", "--resume", "{tmp}"], "not a run folder"),
+        (["train", "{recipe}", "--out", "a", "--resume", "b"], "give one of them"),
+        (["train", "{recipe}", "--out", "{tmp}"], "exists already"),
+        (["generate", "{tmp}", "--prompt", "x"], "not a run folder"),
+        (["generate", "{tmp}"], "Missing option '--prompt'"),
+        (["fly"], "No such command 'fly'"),
+        (["train", "{recipe}", "--rounds", "3"], "No such option"),
+    ],
+)  # fmt: skip
+def test_wrong_input_gives_one_message_and_exit_2(call, recipe_file, tmp_path, arguments, says):
+    given = [part.format(recipe=recipe_file, tmp=tmp_path) for part in arguments]
+    code, out, err = call(*given)
+    assert code == 2 and says in err and "Traceback" not in err and out == ""
+    assert len(err.strip().splitlines()) == 1
+    code, out, _ = call(*given, "--json")
+    assert code == 2 and says in json.loads(out.splitlines()[-1])["message"]
+
+
+def test_wrong_input_leaves_nothing_half_done(call, recipe_file, tmp_path):
+    call("train", recipe_file, "--out", tmp_path / "run", "--set", "federation.minimum=9")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_recipe_is_refused_with_the_difference(call, recipe_file, trained):
+    code, _, err = call("train", recipe_file, "--resume", trained[0], "--set", "seed=5")
+    assert code == 2 and "seed: 0 -> 5" in err
+
+
+def test_resuming_a_finished_run_changes_nothing(call, trained):
+    before = (trained[0] / "adapter" / "adapter_model.safetensors").read_bytes()
+    code, _, err = call("train", "--resume", trained[0])
+    assert code == 0, err
+    assert (trained[0] / "adapter" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_too_few_silos_exit_3(call, recipe_file, tmp_path, monkeypatch):
+    from silotune.training import local
+
+    def fail(*_):
+        raise ValueError
+
+    monkeypatch.setattr(local, "train_round", fail)
+    code, _, err = call("train", recipe_file, "--out", tmp_path / "run")
+    assert code == 3 and "round 1: 0 of 3 updates could be used" in err
+
+
+def test_a_defect_of_ours_exits_1(call, recipe_file, tmp_path, monkeypatch):
+    from silotune.report import page
+
+    def fail(_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(page, "write", fail)
+    code, _, err = call("train", recipe_file, "--out", tmp_path / "run")
+    assert code == 1 and "defect of silotune" in err
+
+
+def test_generate_and_chat(call, trained):
+    run = trained[0]
+    code, out, _ = call("generate", run, "--prompt", "Where is the key?", "--base", "--max-tokens", 5)
+    assert code == 0 and "--- base" in out and "--- tuned" in out
+    code, out, _ = call("generate", run, "--prompt", "Where?", "--json", "--max-tokens", 5, "--temperature", 1, "--seed", 3)
+    first = json.loads(out)
+    assert code == 0 and set(first) == {"prompt", "tuned"}
+    sampled = [call("generate", run, "--prompt", "Where?", "--json", "--max-tokens", 5, "--temperature", 1, "--seed", s)[1] for s in (3, 4, 5)]
+    assert json.loads(sampled[0]) == first and len(set(sampled)) > 1
+    code, out, _ = call("generate", run, "--prompt", "-", "--json", "--max-tokens", 3, stdin="from a pipe")
+    assert code == 0 and json.loads(out)["prompt"] == "from a pipe"
+    assert call("generate", run, "--prompt", " ")[0] == 2
+    code, out, _ = call("chat", run, "--json", "--max-tokens", 4, stdin="one\ntwo\n\nnever\n")
+    assert code == 0 and [json.loads(line)["prompt"] for line in out.splitlines()] == ["one", "two"]
+
+
+def test_report_and_version(call, trained):
+    (trained[0] / "report.html").unlink()
+    code, out, _ = call("report", trained[0])
+    assert code == 0 and out.strip() == str(trained[0] / "report.html") and (trained[0] / "report.html").exists()
+    assert call("--version")[1].startswith("silotune 0.")
+    assert json.loads(call("report", trained[0], "--json")[1])["report"].endswith("report.html")
+
+
+def test_an_unfinished_run_says_how_to_go_on(call, trained):
+    import shutil
+
+    shutil.rmtree(trained[0] / "adapter")
+    code, _, err = call("generate", trained[0], "--prompt", "x")
+    assert code == 2 and f"silotune train --resume {trained[0]}" in err
+
+
+def test_help_is_quick_and_names_every_command(call):
+    code, out, _ = call("--help")
+    assert code == 0 and all(name in out for name in ("train", "demo", "generate", "chat", "report"))
