@@ -1,0 +1,110 @@
+"""kill -9 at any moment, then --resume: the adapter is that of a run that nobody touched, to the bit."""
+
+import os
+import signal
+
+import psutil
+import pytest
+
+from silotune.settings import dump_recipe
+from tests.real import helpers
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def recipe_file(make_recipe, tmp_path):
+    recipe = make_recipe(training={"rounds": 4, "steps": 6}, federation={"workers": 2, "threads": 1})
+    path = tmp_path / "recipe.toml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def whole(recipe_file, tmp_path):
+    helpers.run("train", recipe_file, "--out", tmp_path / "whole")
+    return helpers.adapter(tmp_path / "whole")
+
+
+MOMENTS = {
+    "before anything is saved": lambda run: (run / "ledger.jsonl").exists(),
+    "while silos train in round 1": lambda run: helpers.ledger_lines(run, kind="train", direction="down", round=1) >= 2,
+    "between updates of round 2": lambda run: helpers.ledger_lines(run, kind="train", direction="up", round=2) >= 1,
+    "after the last update of round 2": lambda run: helpers.ledger_lines(run, kind="train", direction="up", round=2) >= 3,
+    "while round 3 is being saved": lambda run: any((run / "state").glob(".unfinished-*")) and helpers.rounds(run) == 2,
+    "after round 4 is saved": lambda run: helpers.rounds(run) == 4,
+}
+
+
+def test_inline_killed_at_many_moments(recipe_file, whole, tmp_path):
+    """One run that is killed at every moment of the list, one after the other, and still comes to the same end."""
+    run = tmp_path / "run"
+    for name, moment in MOMENTS.items():
+        process = helpers.start("train", recipe_file, *(["--resume", run] if run.exists() else ["--out", run]))
+        helpers.until(lambda moment=moment: moment(run), process)
+        helpers.kill(process)
+        assert not (run / "report.html").exists(), name
+    helpers.run("train", "--resume", run)
+    assert helpers.adapter(run) == whole
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == len((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines())
+    assert helpers.ledger_lines(run) > helpers.ledger_lines(tmp_path / "whole"), "what was sent before a kill stays in the ledger"
+
+
+def ray_workers(process):
+    return [child for child in helpers.family(process) if "ClientAppActor" in " ".join(child.cmdline() or [child.name()])]
+
+
+def test_simulation_killed_and_resumed(recipe_file, whole, tmp_path):
+    run = tmp_path / "run"
+    process = helpers.start("train", recipe_file, "--out", run, "--set", "federation.engine=simulation")
+    helpers.until(lambda: helpers.ledger_lines(run, kind="train", direction="up", round=2) >= 1, process)
+    family = helpers.family(process)
+    assert family
+    helpers.kill(process)
+    assert not helpers.gone(family), "Ray's processes outlived the run that was killed"
+    helpers.run("train", recipe_file, "--resume", run, "--set", "federation.engine=simulation")
+    assert helpers.adapter(run) == whole
+
+
+def test_a_rays_worker_that_is_killed_is_replaced_and_changes_no_bit(recipe_file, whole, tmp_path):
+    run = tmp_path / "run"
+    process = helpers.start("train", recipe_file, "--out", run, "--set", "federation.engine=simulation")
+    helpers.until(lambda: helpers.ledger_lines(run, kind="train", direction="down", round=2) >= 3, process)
+    workers = ray_workers(process)
+    assert workers
+    for worker in workers:
+        worker.kill()
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err + out
+    assert helpers.adapter(run) == whole
+    assert "left out" not in err
+
+
+@pytest.mark.parametrize("engine", ["inline", "simulation"])
+def test_ctrl_c_saves_says_how_to_go_on_and_leaves_no_process(recipe_file, whole, tmp_path, engine):
+    run = tmp_path / "run"
+    process = helpers.start("train", recipe_file, "--out", run, "--set", f"federation.engine={engine}")
+    helpers.until(lambda: helpers.ledger_lines(run, kind="train", direction="up", round=2) >= 1, process)
+    family = helpers.family(process)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "silotune: stopped by the user" in err and f"--resume {run}" in err and "Traceback" not in err
+    assert not helpers.gone(family)
+    helpers.run("train", recipe_file, "--resume", run, "--set", f"federation.engine={engine}")
+    assert helpers.adapter(run) == whole
+
+
+def test_two_processes_never_write_one_run(recipe_file, tmp_path):
+    run = tmp_path / "run"
+    process = helpers.start("train", recipe_file, "--out", run)
+    helpers.until(lambda: helpers.rounds(run) >= 0, process)
+    psutil.Process(process.pid).suspend()
+    try:
+        second = helpers.start("train", recipe_file, "--resume", run)
+        _, err = second.communicate(timeout=120)
+        assert second.returncode == 2 and "another process is working on this run" in err
+    finally:
+        psutil.Process(process.pid).resume()
+        helpers.kill(process)
