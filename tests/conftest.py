@@ -10,13 +10,50 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
 
-import silotune.federation  # noqa: E402, F401 - settles Flower's switches before anything imports flwr
-from silotune.settings import Recipe, absolute, check_recipe  # noqa: E402
+import silotune.federation  # noqa: F401 - settles Flower's switches before anything imports flwr
+from silotune.settings import Recipe, absolute, check_recipe
 
-WORDS = (
-    "red blue green seven eleven north south lamp river window paper bread engine garden doctor ticket "
-    "Where is the key of room number ? It lies under a stone beside old door . Ask for and we will answer"
-).split()
+WORDS = [
+    "red",
+    "blue",
+    "green",
+    "seven",
+    "eleven",
+    "north",
+    "south",
+    "lamp",
+    "river",
+    "window",
+    "paper",
+    "bread",
+    "engine",
+    "garden",
+    "doctor",
+    "ticket",
+    "Where",
+    "is",
+    "the",
+    "key",
+    "of",
+    "room",
+    "number",
+    "?",
+    "It",
+    "lies",
+    "under",
+    "a",
+    "stone",
+    "beside",
+    "old",
+    "door",
+    ".",
+    "Ask",
+    "for",
+    "and",
+    "we",
+    "will",
+    "answer",
+]
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
@@ -73,7 +110,9 @@ def write_silo(folder: Path, rows: int, offset: int, extra: str = "") -> None:
             number = offset + index + shift
             a, b, c = WORDS[number % 17], WORDS[(number * 5) % 19], WORDS[(number * 11) % 23]
             question = f"Where is the {a} {b} of room {number} ? {extra}".strip()
-            lines.append(json.dumps({"instruction": question, "response": f"It lies under the {c} {a} {extra}".strip()}))
+            lines.append(
+                json.dumps({"instruction": question, "response": f"It lies under the {c} {a} {extra}".strip()})
+            )
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

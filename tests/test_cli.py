@@ -128,10 +128,15 @@ def test_generate_and_chat(call, trained):
     run = trained[0]
     code, out, _ = call("generate", run, "--prompt", "Where is the key?", "--base", "--max-tokens", 5)
     assert code == 0 and "--- base" in out and "--- tuned" in out
-    code, out, _ = call("generate", run, "--prompt", "Where?", "--json", "--max-tokens", 5, "--temperature", 1, "--seed", 3)
+    code, out, _ = call(
+        "generate", run, "--prompt", "Where?", "--json", "--max-tokens", 5, "--temperature", 1, "--seed", 3
+    )
     first = json.loads(out)
     assert code == 0 and set(first) == {"prompt", "tuned"}
-    sampled = [call("generate", run, "--prompt", "Where?", "--json", "--max-tokens", 5, "--temperature", 1, "--seed", s)[1] for s in (3, 4, 5)]
+    sampled = [
+        call("generate", run, "--prompt", "Where?", "--json", "--max-tokens", 5, "--temperature", 1, "--seed", s)[1]
+        for s in (3, 4, 5)
+    ]
     assert json.loads(sampled[0]) == first and len(set(sampled)) > 1
     code, out, _ = call("generate", run, "--prompt", "-", "--json", "--max-tokens", 3, stdin="from a pipe")
     assert code == 0 and json.loads(out)["prompt"] == "from a pipe"

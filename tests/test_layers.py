@@ -22,7 +22,9 @@ def imports(path: Path) -> list[str]:
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found += [f"{node.module}.{alias.name}" if node.module == "silotune" else str(node.module) for alias in node.names]
+            found += [
+                f"{node.module}.{alias.name}" if node.module == "silotune" else str(node.module) for alias in node.names
+            ]
     return found
 
 
@@ -42,7 +44,7 @@ def test_imports_go_down_only():
         for name in imports(path):
             if not name.startswith("silotune") or own == "__init__":
                 continue
-            other = (name.split(".") + [""])[1]
+            other = ([*name.split("."), ""])[1]
             if other == own or (name == "silotune" and own in ("cli", "federation")):
                 continue
             allowed = LAYERS[other] < LAYERS[own] or (own, other) in INSIDE_A_LAYER or (own, other) == ("cli", "demo")

@@ -57,7 +57,9 @@ def test_missing_folder_and_encoding(tmp_path):
 
 def test_overrides(tmp_path):
     path = write(tmp_path / "r.toml", "[training]\nrounds = 3")
-    recipe = load_recipe(path, ["training.rounds=9", "lora.alpha=32", "federation.engine=inline", 'lora.targets=["q_proj"]'])
+    recipe = load_recipe(
+        path, ["training.rounds=9", "lora.alpha=32", "federation.engine=inline", 'lora.targets=["q_proj"]']
+    )
     assert (recipe.training.rounds, recipe.lora.alpha, recipe.federation.engine) == (9, 32.0, "inline")
     assert recipe.lora.targets == ["q_proj"]
     for wrong in ("training.rounds", "=3", "training..x=1", "training.round=3", "training.rounds.x=3"):
@@ -74,7 +76,9 @@ def test_paths_are_the_recipes_own(tmp_path):
 
 
 def test_a_dumped_recipe_reads_back(tmp_path):
-    recipe = absolute(check_recipe({"lora": {"targets": ["a", "b"], "layers": [0, 1]}, "training": {"epochs": 1}}, "x"), tmp_path)
+    recipe = absolute(
+        check_recipe({"lora": {"targets": ["a", "b"], "layers": [0, 1]}, "training": {"epochs": 1}}, "x"), tmp_path
+    )
     again = load_recipe(write(tmp_path / "r.toml", dump_recipe(recipe)))
     assert again == recipe
     assert difference(recipe, again) == []

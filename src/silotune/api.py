@@ -6,14 +6,13 @@ run = silotune.train("recipe.toml")
 print(run.answer("When are you open?"))
 """
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from silotune.data.rows import Turn
-from silotune.errors import RunError
+from silotune.errors import FederationError, Interrupted, RunError
 from silotune.federation import checkpoint, local, result
 from silotune.federation import run as run_folder
 from silotune.federation.events import Event, Venue, Watcher
@@ -96,16 +95,21 @@ def train(
     crew = local.muster(wanted)
     spec = result.adapter_spec(wanted)
     folder = old or run_folder.create(wanted, Path(out) if out is not None else run_folder.default_folder(wanted))
-    with run_folder.held(folder), tempfile.TemporaryDirectory(prefix="silotune-") as name:
-        scratch = Path(name)
+    with run_folder.held(folder), run_folder.scratch(folder) as scratch:
         watch(
-            Event("run", {"path": str(folder.path), "scratch": name, "workers": crew.workers, "threads": crew.threads})
+            Event(
+                "run",
+                {"path": str(folder.path), "scratch": str(scratch), "workers": crew.workers, "threads": crew.threads},
+            )
         )
-        with local.quiet(folder.log_file), local.local_venue(len(crew.silos), watch, scratch) as venue:
-            if not _all_rounds_done(folder, wanted):
-                _run_engine(wanted, folder, crew.showing(scratch), venue, spec)
-            watch(Event("finishing"))
-            finish(wanted, folder)
+        try:
+            with local.quiet(folder.log_file), local.local_venue(len(crew.silos), watch, scratch) as venue:
+                if not _all_rounds_done(folder, wanted):
+                    _run_engine(wanted, folder, crew.showing(scratch), venue, spec)
+                watch(Event("finishing"))
+                finish(wanted, folder)
+        except (FederationError, Interrupted) as error:
+            raise type(error)(f"{error} Go on with: silotune train --resume {folder.path}") from error
     return Run(folder)
 
 

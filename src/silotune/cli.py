@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import silotune
-from silotune.errors import Interrupted, RunError, SilotuneError
+from silotune.errors import SilotuneError
 
 app = typer.Typer(
     name="silotune",
@@ -70,12 +70,19 @@ def demo(
     from silotune.demo import write_demo
 
     where = out or Path("runs") / "demo"
-    if out is None and (where / "recipe.toml").is_file():
-        shutil.rmtree(where)  # the last demo's own folder; any other is named with --out
-    recipe = write_demo(where.with_name(where.name + "-input"))
+    if out is None:
+        _clear_last_demo(where)
+    recipe = write_demo(where.with_name(f"{where.name}-input"))
     with _watched(as_json) as watch:
         run = silotune.train(recipe, out=where, watch=watch)
     _tell_result(run, as_json)
+
+
+def _clear_last_demo(folder: Path) -> None:
+    """Make room for a new demo where the last one lies; anything else there is left for `train` to refuse."""
+    recipe = folder / "recipe.toml"
+    if recipe.is_file() and silotune.load_recipe(recipe).name == "demo":
+        shutil.rmtree(folder)
 
 
 @app.command()
@@ -226,8 +233,6 @@ def main() -> None:
         _end(f"{error.format_message()} See: silotune --help", 2, as_json)
     except KeyboardInterrupt:
         _end("stopped.", 130, as_json)
-    except Interrupted as error:
-        _end(f"{error}. What was reached is saved; go on with: silotune train --resume RUN", error.exit_code, as_json)
     except SilotuneError as error:
         _end(str(error), error.exit_code, as_json)
     except BrokenPipeError:
@@ -244,8 +249,6 @@ def _end(message: str, code: int, as_json: bool) -> None:
         typer.echo(f"silotune: {message}", err=True)
     sys.exit(code)
 
-
-__all__ = ["RunError", "app", "main"]
 
 if __name__ == "__main__":
     main()

@@ -35,7 +35,9 @@ def test_shapes(tmp_path, record, question):
 
 def test_text_stays_as_it_is(tmp_path):
     text = "  a\u2028b\u0085c \U0001f600 \u202eright\u200b\r\n\ttab  "
-    path = write(tmp_path, b"\xef\xbb\xbf" + json.dumps({"prompt": text, "completion": text}).encode() + b"\r", b"", b"")
+    path = write(
+        tmp_path, b"\xef\xbb\xbf" + json.dumps({"prompt": text, "completion": text}).encode() + b"\r", b"", b""
+    )
     assert [turn.content for turn in read_rows(path).rows[0].turns] == [text, text]
 
 

@@ -35,7 +35,9 @@ def test_folders_flat_files_and_single_silos(tmp_path):
 
 def test_without_a_test_file_a_seeded_share_is_held_out(tmp_path):
     (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "train.jsonl").write_text("".join(f'{{"prompt": "q{i}", "completion": "a"}}\n' for i in range(20)))
+    (tmp_path / "s" / "train.jsonl").write_text(
+        "".join(f'{{"prompt": "q{i}", "completion": "a"}}\n' for i in range(20))
+    )
     files = find_silos(str(tmp_path / "s"))[0]
     train, test = read_split(files, 0.2, 5)
     assert (len(train), len(test)) == (16, 4)

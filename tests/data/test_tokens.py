@@ -1,12 +1,12 @@
 """Tokens: one encoding for training, evaluation and generation; loss on answers only, their end included."""
 
 import pytest
+from tests.conftest import make_tokenizer
 
 from silotune.data.rows import Row, Turn
 from silotune.data.tokens import encode, encode_prompt
 from silotune.errors import DataError
 from silotune.model.base import PLAIN_TEMPLATE
-from tests.conftest import make_tokenizer
 
 CHAT = (Turn("system", "Ask"), Turn("user", "Where is the key?"), Turn("assistant", "under a stone"),
         Turn("user", "and we"), Turn("assistant", "beside the door"))  # fmt: skip
@@ -35,7 +35,11 @@ def test_loss_is_on_answers_and_their_end_of_turn_only(tokenizer):
 
 
 def test_long_rows_keep_the_answer_and_lose_the_start_of_the_longest_user_turn(tokenizer):
-    turns = (Turn("system", "Ask"), Turn("user", "red blue green " * 50 + "the end"), Turn("assistant", "under a stone"))
+    turns = (
+        Turn("system", "Ask"),
+        Turn("user", "red blue green " * 50 + "the end"),
+        Turn("assistant", "under a stone"),
+    )
     whole = encode(tokenizer, Row(turns, 1), 10_000)
     cut = encode(tokenizer, Row(turns, 1), 60)
     assert not whole.cut and cut.cut and len(cut.ids) <= 60

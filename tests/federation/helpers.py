@@ -56,7 +56,9 @@ def run(
 
     venue = Venue(len(crew.silos), fixed=True, watch=note)
     spec = adapter_spec(recipe)
-    run_inline(lambda grid: (federate(grid, recipe, folder, venue, spec), None)[1], client or app.client_app, crew.silos)
+    run_inline(
+        lambda grid: (federate(grid, recipe, folder, venue, spec), None)[1], client or app.client_app, crew.silos
+    )
     return folder, events
 
 

@@ -5,11 +5,15 @@ import pytest
 
 from silotune.model.adapter import AdapterSpec, flatten, initial_adapter, unflatten
 
-SPEC = AdapterSpec.of({"x.lora_B.weight": (6, 2), "x.lora_A.weight": (2, 400), "y.lora_A.weight": (2, 4), "y.lora_B.weight": (3, 2)})
+SPEC = AdapterSpec.of(
+    {"x.lora_B.weight": (6, 2), "x.lora_A.weight": (2, 400), "y.lora_A.weight": (2, 4), "y.lora_B.weight": (3, 2)}
+)
 
 
 def test_flatten_and_unflatten_are_inverse_and_sorted_by_name():
-    adapter = {name: np.random.default_rng(1).normal(size=shape).astype(np.float32) for name, shape in reversed(SPEC.shapes)}
+    adapter = {
+        name: np.random.default_rng(1).normal(size=shape).astype(np.float32) for name, shape in reversed(SPEC.shapes)
+    }
     vector = flatten(adapter)
     assert vector.shape == (SPEC.size,) and AdapterSpec.of(adapter) == SPEC
     again = unflatten(vector, SPEC)

@@ -44,7 +44,9 @@ def test_the_error_is_the_weighted_covariance_of_the_factors():
     error, _, bar_a, bar_b = by_hand(start, locals_, weights)
     covariance = sum(w * (b - bar_b) @ (a - bar_a) for w, (a, b) in zip(weights, locals_, strict=True))
     pairs = zip(weights, locals_, strict=True)
-    between = sum(w * v * (b - d) @ (a - c) for w, (a, b) in pairs for v, (c, d) in zip(weights, locals_, strict=True)) / 2
+    between = (
+        sum(w * v * (b - d) @ (a - c) for w, (a, b) in pairs for v, (c, d) in zip(weights, locals_, strict=True)) / 2
+    )
     assert np.abs(error - covariance).max() < 1e-12
     assert np.abs(error - between).max() < 1e-12
     assert np.linalg.matrix_rank(error) <= (K - 1) * R

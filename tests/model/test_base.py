@@ -7,10 +7,10 @@ import time
 
 import pytest
 import torch
+from tests.conftest import make_model
 
 from silotune.errors import ModelError
 from silotune.model import base, cache, embedded, gguf
-from tests.conftest import make_model
 
 
 def test_device_and_dtype_that_are_not_here_are_refused(monkeypatch):
@@ -69,7 +69,9 @@ def test_a_model_without_template_or_pad_token_gets_neither_a_new_token_nor_a_la
 
 def test_fingerprints_tell_models_apart(tiny_base, tmp_path):
     def mark(folder):
-        return base.fingerprint(base.load_model(str(folder), base.place("cpu", "auto")), base.load_tokenizer(str(folder)))
+        return base.fingerprint(
+            base.load_model(str(folder), base.place("cpu", "auto")), base.load_tokenizer(str(folder))
+        )
 
     assert mark(tiny_base) == mark(tiny_base) == mark(make_model(tmp_path / "same"))
     assert mark(tiny_base) != mark(make_model(tmp_path / "other", seed=8))

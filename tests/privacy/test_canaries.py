@@ -8,11 +8,11 @@ from urllib.parse import quote
 
 import pytest
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from tests.conftest import make_tokenizer, write_silo
+from tests.federation.helpers import client_app, run
 
 import silotune
 from silotune.federation.messages import FIELDS
-from tests.conftest import make_tokenizer, write_silo
-from tests.federation.helpers import client_app, run
 
 CANARIES = {"ash": "Zyqquatorblax", "birch": "Mnuvvikresto", "cedar": "Ploxxidaneum"}
 
@@ -71,7 +71,9 @@ def test_the_search_finds_a_canary_in_every_form():
         find(gzip.compress(CANARIES["birch"].encode()), "here")
 
 
-def test_no_canary_in_messages_logs_checkpoints_metrics_or_report(make_recipe, planted, tmp_path, monkeypatch, capfd, caplog):
+def test_no_canary_in_messages_logs_checkpoints_metrics_or_report(
+    make_recipe, planted, tmp_path, monkeypatch, capfd, caplog
+):
     from silotune.federation import app
 
     states = []
@@ -90,7 +92,9 @@ def test_no_canary_in_messages_logs_checkpoints_metrics_or_report(make_recipe, p
     done = silotune.train(recipe, out=tmp_path / "run", watch=lambda event: states.append(repr(event)))
     assert seen == 2 * 3 * 6
     files = [path for path in done.path.rglob("*") if path.is_file()]
-    assert {"report.html", "metrics.jsonl", "ledger.jsonl", "log.txt", "README.md", "state.safetensors"} <= {p.name for p in files}
+    assert {"report.html", "metrics.jsonl", "ledger.jsonl", "log.txt", "README.md", "state.safetensors"} <= {
+        p.name for p in files
+    }
     for path in files:
         find(path.read_bytes(), str(path))
     find("\n".join(states).encode(), "events")
@@ -136,5 +140,9 @@ def test_the_client_takes_no_path_from_the_server(make_recipe, tmp_path):
 
     assert set(Job.model_fields) == {"name", "seed", "base", "lora", "max_length", "training", "algorithm"}
     sent = []
-    run(make_recipe(), tmp_path / "run", client_app(lambda request, reply, silo: sent.append(dict(request.content[FIELDS]))))
+    run(
+        make_recipe(),
+        tmp_path / "run",
+        client_app(lambda request, reply, silo: sent.append(dict(request.content[FIELDS]))),
+    )
     assert sent and all(str(tmp_path) not in json.dumps(fields) for fields in sent)

@@ -4,9 +4,9 @@ import json
 
 from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from tests.federation.helpers import client_app, run
 
 from silotune.privacy.ledger import Entry, append
-from tests.federation.helpers import client_app, run
 
 
 def test_lines_are_appended_whole(tmp_path):
@@ -24,12 +24,14 @@ def test_every_message_is_in_it_with_its_tensors_and_weight(make_recipe, tmp_pat
 
     def note(request, reply, silo):
         seen.extend([("down", request), ("up", reply)])
-        return None
+        return
 
     folder, _ = run(make_recipe(training={"rounds": 1}), tmp_path / "run", client_app(note))
     ledger = list(folder.ledger())
     assert len(ledger) == len(seen) == 2 * 3 * 4  # hello, base, train, evaluate; three silos; both ways
-    weights = sorted(sum(len(part.deflate()) for part in get_all_nested_objects(message).values()) for _, message in seen)
+    weights = sorted(
+        sum(len(part.deflate()) for part in get_all_nested_objects(message).values()) for _, message in seen
+    )
     # Flower's message ids are set after a request is weighed, so a request may differ by the length of its id.
     assert all(abs(a - b) <= 64 for a, b in zip(weights, sorted(entry["bytes"] for entry in ledger), strict=True))
     digests = {message.content.object_id for _, message in seen}
@@ -57,4 +59,6 @@ def test_a_silo_keeps_a_ledger_of_its_own(make_recipe, tmp_path):
     request = Message(content(Envelope("down", "hello", {"job": _job(recipe).model_dump_json()})), 1, TYPES["hello"])
     reply = handle(request, grid._contexts[1], "hello")
     (line,) = [json.loads(text) for text in (tmp_path / "own.jsonl").read_text().splitlines()]
-    assert line["direction"] == "up" and line["silo"] == "ash" and line["fields"] == dict(reply.content["silotune.fields"])
+    assert (
+        line["direction"] == "up" and line["silo"] == "ash" and line["fields"] == dict(reply.content["silotune.fields"])
+    )

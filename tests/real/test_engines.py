@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tests.real import helpers
 
 import silotune.federation
 from silotune.settings import dump_recipe
-from tests.real import helpers
 
 pytestmark = pytest.mark.real
 
@@ -32,12 +32,21 @@ def test_simulation_gives_the_bits_of_inline_and_leaves_no_process(recipe_file, 
     helpers.run("train", recipe_file, "--out", tmp_path / "inline")
     helpers.run("train", recipe_file, "--out", tmp_path / "simulation", "--set", "federation.engine=simulation")
     assert helpers.adapter(tmp_path / "inline") == helpers.adapter(tmp_path / "simulation")
-    left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and "ray" in " ".join(p.info["cmdline"] or [])]
+    left = [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if p.pid not in before and "ray" in " ".join(p.info["cmdline"] or [])
+    ]
     assert not helpers.gone(left, 10)
     metrics = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("inline", "simulation")]
     assert len(metrics[0]) == len(metrics[1])
-    assert [line["sha256"] for line in silotune.open_run(tmp_path / "inline").folder.ledger() if line["direction"] == "down"][-3:] == [
-        line["sha256"] for line in silotune.open_run(tmp_path / "simulation").folder.ledger() if line["direction"] == "down"][-3:]
+    assert [
+        line["sha256"] for line in silotune.open_run(tmp_path / "inline").folder.ledger() if line["direction"] == "down"
+    ][-3:] == [
+        line["sha256"]
+        for line in silotune.open_run(tmp_path / "simulation").folder.ledger()
+        if line["direction"] == "down"
+    ][-3:]
 
 
 # --------------------------------------------------------------------------------- a real deployment
@@ -148,16 +157,16 @@ def deployment(tmp_path):
     made.end()
 
 
-def test_a_superlink_with_two_supernodes_over_tls_gives_the_bits_of_inline(make_recipe, silos, tiny_base, tmp_path, deployment):
+def test_a_superlink_with_two_supernodes_over_tls_gives_the_bits_of_inline(
+    make_recipe, silos, tiny_base, tmp_path, deployment
+):
     recipe = make_recipe(data={"silos": ["silos/ash", "silos/birch"]}, federation={"silos": 2, "threads": 1})
     path = tmp_path / "recipe.toml"
     path.write_text(dump_recipe(recipe), encoding="utf-8")
     helpers.run("train", path, "--out", tmp_path / "inline")
     deployment.superlink()
     for name in ("ash", "birch"):
-        deployment.supernode(
-            f'data="{silos / name}" base="{tiny_base}" threads=1 ledger="{tmp_path / name}.jsonl"'
-        )
+        deployment.supernode(f'data="{silos / name}" base="{tiny_base}" threads=1 ledger="{tmp_path / name}.jsonl"')
     app = Path(silotune.federation.__file__).parent / "flower_app"
     said = deployment.flwr("run", app, "test", "--stream", "--run-config", f'recipe="{path}" out="{tmp_path}/deployed"')
     assert (tmp_path / "deployed" / "adapter").exists(), said + deployment.logs()

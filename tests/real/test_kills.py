@@ -2,12 +2,14 @@
 
 import os
 import signal
+import tempfile
+from pathlib import Path
 
 import psutil
 import pytest
+from tests.real import helpers
 
 from silotune.settings import dump_recipe
-from tests.real import helpers
 
 pytestmark = pytest.mark.real
 
@@ -30,7 +32,9 @@ MOMENTS = {
     "before anything is saved": lambda run: (run / "ledger.jsonl").exists(),
     "while silos train in round 1": lambda run: helpers.ledger_lines(run, kind="train", direction="down", round=1) >= 2,
     "between updates of round 2": lambda run: helpers.ledger_lines(run, kind="train", direction="up", round=2) >= 1,
-    "after the last update of round 2": lambda run: helpers.ledger_lines(run, kind="train", direction="up", round=2) >= 3,
+    "after the last update of round 2": lambda run: (
+        helpers.ledger_lines(run, kind="train", direction="up", round=2) >= 3
+    ),
     "while round 3 is being saved": lambda run: any((run / "state").glob(".unfinished-*")) and helpers.rounds(run) == 2,
     "after round 4 is saved": lambda run: helpers.rounds(run) == 4,
 }
@@ -48,14 +52,19 @@ def test_inline_killed_at_many_moments(recipe_file, whole, tmp_path):
     assert helpers.adapter(run) == whole
     lines = (run / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == len((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines())
-    assert helpers.ledger_lines(run) > helpers.ledger_lines(tmp_path / "whole"), "what was sent before a kill stays in the ledger"
+    assert helpers.ledger_lines(run) > helpers.ledger_lines(tmp_path / "whole"), (
+        "what was sent before a kill stays in the ledger"
+    )
 
 
 def ray_workers(process):
-    return [child for child in helpers.family(process) if "ClientAppActor" in " ".join(child.cmdline() or [child.name()])]
+    return [
+        child for child in helpers.family(process) if "ClientAppActor" in " ".join(child.cmdline() or [child.name()])
+    ]
 
 
-def test_simulation_killed_and_resumed(recipe_file, whole, tmp_path):
+def test_simulation_killed_and_resumed(recipe_file, whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(own_tmp := Path(tempfile.mkdtemp(dir="/tmp", prefix="t"))))
     run = tmp_path / "run"
     process = helpers.start("train", recipe_file, "--out", run, "--set", "federation.engine=simulation")
     helpers.until(lambda: helpers.ledger_lines(run, kind="train", direction="up", round=2) >= 1, process)
@@ -63,6 +72,7 @@ def test_simulation_killed_and_resumed(recipe_file, whole, tmp_path):
     assert family
     helpers.kill(process)
     assert not helpers.gone(family), "Ray's processes outlived the run that was killed"
+    assert not list(own_tmp.iterdir()), "folders outlived the run that was killed"
     helpers.run("train", recipe_file, "--resume", run, "--set", "federation.engine=simulation")
     assert helpers.adapter(run) == whole
 
@@ -90,7 +100,11 @@ def test_ctrl_c_saves_says_how_to_go_on_and_leaves_no_process(recipe_file, whole
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "silotune: stopped by the user" in err and f"--resume {run}" in err and "Traceback" not in err
+    assert (
+        "silotune: Stopped by the user; the last round is saved." in err
+        and f"--resume {run}" in err
+        and "Traceback" not in err
+    )
     assert not helpers.gone(family)
     helpers.run("train", recipe_file, "--resume", run, "--set", f"federation.engine={engine}")
     assert helpers.adapter(run) == whole

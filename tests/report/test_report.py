@@ -7,13 +7,13 @@ from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
+from tests.conftest import write_silo
 
 import silotune
 from silotune.federation.events import Event
 from silotune.report import live, page, plots
 from silotune.report.figures import gather, human_bytes
 from silotune.report.live import JsonLines, LiveTable
-from tests.conftest import write_silo
 
 
 @pytest.fixture
@@ -86,7 +86,9 @@ def test_the_page_can_be_written_again(done):
     assert done.folder.report_file.read_text(encoding="utf-8") == before
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1234, "1.2 kB"), (5.4e8, "540.0 MB"), (3e12, "3000.0 GB")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1234, "1.2 kB"), (5.4e8, "540.0 MB"), (3e12, "3000.0 GB")]
+)
 def test_human_bytes(count, text):
     assert human_bytes(count) == text
 

@@ -19,7 +19,9 @@ from silotune.training.loss import plain_logits, summed_loss
 
 
 def rows(count=7):
-    return [Row((Turn("user", "red " * (i + 1)), Turn("assistant", "blue stone " * (1 + i % 3))), i) for i in range(count)]
+    return [
+        Row((Turn("user", "red " * (i + 1)), Turn("assistant", "blue stone " * (1 + i % 3))), i) for i in range(count)
+    ]
 
 
 @pytest.fixture
@@ -60,7 +62,9 @@ def test_same_seed_same_bits_and_other_seeds_other_bits(resident, examples):
 def test_the_loop_equals_one_written_out_with_plain_logits(tiny_base):
     resident = tuner(str(tiny_base), LoraSettings(r=2), place("cpu", "auto"))
     examples = encode_rows(resident.tokenizer, rows(), 200, "x").examples
-    settings = TrainingSettings(rounds=1, steps=4, batch=2, accumulation=2, learning_rate=0.01, clip=0.5, weight_decay=0.1)
+    settings = TrainingSettings(
+        rounds=1, steps=4, batch=2, accumulation=2, learning_rate=0.01, clip=0.5, weight_decay=0.1
+    )
     _, ours = run(resident, examples, settings)
     lora.put(resident.model, initial_adapter(resident.spec, 0))
     factors = list(lora.factors(resident.model).values())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.conftest import make_model
 
 from silotune.data.batches import collate
 from silotune.data.tokens import Example
@@ -11,7 +12,6 @@ from silotune.model.base import place
 from silotune.model.tuner import tuner
 from silotune.settings import LoraSettings
 from silotune.training.loss import answer_logits, head_is_plain, plain_logits, summed_loss
-from tests.conftest import make_model
 
 
 def examples(count=4):
@@ -74,9 +74,8 @@ def test_no_gradient_reaches_the_base(tuned):
 
 def test_a_model_that_does_more_after_its_head_takes_the_plain_path(tuned, tmp_path):
     assert head_is_plain(tuned, "cpu")
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
     from tests.conftest import make_tokenizer
+    from transformers import Gemma2Config, Gemma2ForCausalLM
 
     tokenizer = make_tokenizer()
     torch.manual_seed(0)

@@ -21,7 +21,7 @@ def parts(direction, kind):
 def test_declared_fields_pass_and_nothing_else(direction, kind):
     fields, vector, described = parts(direction, kind)
     Envelope(direction, kind, fields, vector, described)
-    wrong = [fields | {"text": "a row"}, {k: v for k, v in list(fields.items())[1:]}]
+    wrong = [fields | {"text": "a row"}, dict(list(fields.items())[1:])]
     wrong += [fields | {name: None} for name in fields]
     wrong += [fields | {name: [VALUES[type_]]} for name, type_ in DECLARED[direction, kind].items()]
     wrong += [fields | {n: x} for n, t in DECLARED[direction, kind].items() if t is int for x in (-1, True, 2**60, 1.0)]

@@ -11,7 +11,9 @@ from silotune.model.adapter import AdapterSpec
 from silotune.wire import manifest
 from silotune.wire.manifest import Manifest, pack, unpack
 
-SPEC = AdapterSpec.of({"b.lora_A.weight": (2, 5), "a.lora_B.weight": (4, 2), "a.lora_A.weight": (2, 3), "b.lora_B.weight": (6, 2)})
+SPEC = AdapterSpec.of(
+    {"b.lora_A.weight": (2, 5), "a.lora_B.weight": (4, 2), "a.lora_A.weight": (2, 3), "b.lora_B.weight": (6, 2)}
+)
 
 
 def adapter():
@@ -44,7 +46,7 @@ def test_numbers_that_must_not_be_used(value, says):
 
 
 def shapes(**changes):
-    found = {name: shape for name, shape in SPEC.shapes} | changes
+    found = dict(SPEC.shapes) | changes
     return AdapterSpec(tuple(sorted((n, s) for n, s in found.items() if s)))
 
 
@@ -53,7 +55,7 @@ def shapes(**changes):
     [
         (shapes(**{"a.lora_A.weight": (1, 3)}), r"has shape \(1, 3\), expected \(2, 3\)"),
         (shapes(**{"a.lora_A.weight": None}), "1 tensors are missing, a.lora_A.weight first"),
-        (shapes(**{"evil": (1,)}), "1 tensors are unknown, evil first"),
+        (shapes(evil=(1,)), "1 tensors are unknown, evil first"),
         (AdapterSpec(SPEC.shapes[::-1]), "not in order"),
         (AdapterSpec((*SPEC.shapes, SPEC.shapes[0])), "stands twice"),
     ],

@@ -28,7 +28,7 @@ class Venue:
     expected: int
     """Silos to wait for before the first round."""
     fixed: bool
-    """Whether nobody can join after the start (a simulation)."""
+    """Whether nobody but the expected can ever join (a simulation)."""
     watch: Watcher = lambda _: None
     stop: threading.Event = field(default_factory=threading.Event)
     """Set to end the run after what is being done."""

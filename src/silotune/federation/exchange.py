@@ -67,9 +67,9 @@ def exchange(
     deadline = time.monotonic() + seconds
     pause = FIRST_PAUSE
     while waiting and time.monotonic() < deadline:
-        if line.venue.stop.is_set():
-            raise Interrupted("stopped by the user")
         arrived = list(line.grid.pull_messages(list(waiting)))
+        if line.venue.stop.is_set():
+            raise Interrupted("Stopped by the user; the last round is saved.")
         for reply in arrived:
             node = waiting.pop(reply.metadata.reply_to_message_id, None)
             if node is not None:
@@ -77,8 +77,6 @@ def exchange(
         pause = FIRST_PAUSE if arrived else min(pause * 1.5, LONGEST_PAUSE)
         if waiting and not arrived:
             time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
-    if line.venue.stop.is_set():
-        raise Interrupted("stopped by the user")
     for node in waiting.values():
         yield Answer(node, None, f"no answer within {seconds:g} s", sent[node], 0)
 

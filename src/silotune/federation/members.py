@@ -38,6 +38,10 @@ class Federation:
         self.venue.watch(Event(kind, fields))
 
 
+PAUSE = 0.1
+"""Seconds between two looks for nodes."""
+
+
 def assemble(federation: Federation, wanted: int, seconds: float) -> None:
     """Greet nodes until `wanted` silos are known, nobody else can come, or `seconds` are over.
 
@@ -46,23 +50,23 @@ def assemble(federation: Federation, wanted: int, seconds: float) -> None:
     """
     deadline = time.monotonic() + seconds
     while True:
-        _greet(federation, max(1.0, deadline - time.monotonic()))
-        settled = federation.venue.fixed or time.monotonic() >= deadline
-        if len(federation.members) >= wanted or settled:
+        connected = _greet(federation, max(1.0, deadline - time.monotonic()))
+        complete = federation.venue.fixed and connected >= federation.venue.expected
+        if len(federation.members) >= wanted or complete or time.monotonic() >= deadline:
             break
         if federation.venue.stop.is_set():
-            raise Interrupted("stopped by the user")
-        time.sleep(min(1.0, max(0.05, deadline - time.monotonic())))
+            raise Interrupted("Stopped by the user; the last round is saved.")
+        time.sleep(PAUSE)
     minimum = federation.recipe.federation.minimum
     if len(federation.members) < minimum:
         raise FederationError(
             f"{len(federation.members)} silos are here, federation.minimum asks for {minimum}. "
-            "What was reached is saved; go on with --resume when more silos can take part."
+            "What was reached is saved, to go on with when more silos can take part."
         )
 
 
-def _greet(federation: Federation, seconds: float) -> None:
-    """Drop nodes that are gone; ask new ones who they are and what they hold."""
+def _greet(federation: Federation, seconds: float) -> int:
+    """Drop nodes that are gone; ask new ones who they are and what they hold. Returns how many are connected."""
     connected = set(federation.line.grid.get_node_ids())
     for node in federation.members.keys() - connected:
         federation.tell("left_out", silo=federation.members.pop(node), reason="disconnected")
@@ -75,6 +79,7 @@ def _greet(federation: Federation, seconds: float) -> None:
             federation.refused.add(answer.node)
             known = answer.content.fields["silo"] if answer.content else None
             federation.tell("left_out", silo=known or f"node {answer.node}", reason=str(error))
+    return len(connected)
 
 
 def _join(federation: Federation, answer: Answer) -> None:

@@ -110,10 +110,7 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
     """
     settings = federation.recipe.federation
     began, round_ = time.monotonic(), state.round + 1
-    if federation.venue.fixed:
-        assemble(federation, settings.minimum, 0)
-    else:
-        assemble(federation, settings.minimum, settings.round_timeout)
+    assemble(federation, settings.minimum, settings.round_timeout)
     names = choose_cohort(list(federation.members.values()), settings.cohort, settings.minimum,
                           federation.recipe.seed, round_)  # fmt: skip
     cohort = Cohort({name: _weight(federation.profiles[name], settings.weights) for name in names})
@@ -127,7 +124,7 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
         why = "; ".join(f"{name}: {line['reason']}" for name, line in sorted(lines.items()) if line["reason"])
         raise FederationError(
             f"round {round_}: {arrived} of {len(names)} updates could be used, federation.minimum asks for "
-            f"{settings.minimum} ({why}). Round {state.round} is saved; go on with --resume."
+            f"{settings.minimum} ({why}). Round {state.round} is saved."
         )
     after = federation.algorithm.apply(state, aggregate, settings)
     if not all(np.isfinite(value).all() for value in after.adapter.values()):

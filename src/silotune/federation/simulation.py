@@ -7,7 +7,6 @@ function of the message and the silo's rows, so the run's result stays the same 
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from silotune.errors import FederationError
 from silotune.federation.client import SILOS_VARIABLE
 from silotune.federation.events import Venue
 from silotune.federation.local import Crew
+from silotune.federation.reaper import reaped
 
 OBJECT_STORE_BYTES = 512 << 20
 """Shared memory of Ray for messages under way."""
@@ -40,10 +40,10 @@ def run_simulation(serve: Callable[[Grid], None], client_app: ClientApp, crew: C
     os.environ["OMP_NUM_THREADS"] = str(crew.threads)
     ray_folder = Path(tempfile.mkdtemp(prefix="sr-"))  # short: Ray puts sockets below it, whose paths are bounded
     try:
-        _run(serve, client_app, crew, venue, ray_folder)
+        with reaped(ray_folder, venue.scratch):
+            _run(serve, client_app, crew, venue, ray_folder)
     finally:
         del os.environ[SILOS_VARIABLE], os.environ["OMP_NUM_THREADS"]
-        shutil.rmtree(ray_folder, ignore_errors=True)
 
 
 def _run(serve: Callable[[Grid], None], client_app: ClientApp, crew: Crew, venue: Venue, ray_folder: Path) -> None:

@@ -1,0 +1,47 @@
+# Everything a fresh machine with Python 3.11, make, bash and git needs is done by `make setup`, which the others run first.
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+
+.PHONY: setup demo test test-fast check lint format types clean help
+
+help:            ## say what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: $(STAMP)  ## an environment in .venv with exact versions, and .venv/bin/silotune
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "silotune needs Python 3.11 or newer; say which with make PYTHON=...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (about 2 GB; a minute or two)"
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[dev]' \
+		| sed -u -nE 's/^(Collecting|Downloading|Processing|Installing|Successfully)/\1/p' | cut -c1-100
+	@$(BIN)/silotune --version && touch $(STAMP)
+
+demo: setup      ## three invented organisations tune one model together, in a few minutes
+	@$(BIN)/silotune demo
+
+test: setup      ## all tests, on a random small model and on the real one
+	@$(BIN)/python -m pytest
+
+test-fast: setup ## the tests that need no real processes and no real model
+	@$(BIN)/python -m pytest -m "not real"
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup
+	@$(BIN)/mypy
+
+check: lint types test  ## lint, format, types and tests
+
+format: setup    ## put the code in order
+	@$(BIN)/ruff check --fix -q . || true
+	@$(BIN)/ruff format .
+
+clean:           ## remove the environment and what tools left behind
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,58 @@
+"""The embedded model: fetched once, quick from then on, tuned on the demo's silos, and loaded by plain PEFT."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import silotune
+from silotune.demo import write_demo
+from silotune.model import base
+
+pytestmark = pytest.mark.real
+
+
+def test_the_tuned_adapter_gives_the_same_logits_in_plain_peft(tmp_path):
+    recipe = write_demo(tmp_path / "demo")
+    changes = [
+        "federation.engine=inline",
+        "training.rounds=1",
+        "training.steps=4",
+        "evaluation.every=0",
+        "report.samples=0",
+    ]
+    run = silotune.train(recipe, out=tmp_path / "run", overrides=changes)
+    first, last = (line["evaluation"]["loss"] for line in run.metrics() if line["silo"] is None)
+    assert last < first - 0.5
+
+    import torch
+
+    from silotune.report.samples import load
+
+    resident = load(run.folder)
+    ids = resident.tokenizer("Where is the Green Leaf form?")["input_ids"]
+    with torch.no_grad():
+        expected = resident.model(input_ids=torch.tensor([ids])).logits[0, -1]
+    code = (
+        "import json, sys, torch; torch.set_num_threads(1); from transformers import AutoModelForCausalLM; from peft import PeftModel\n"
+        f"m = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base.locate('smollm2-135m')!r}), {str(run.folder.adapter)!r})\n"
+        f"print(json.dumps(m(input_ids=torch.tensor([{ids}])).logits[0, -1].tolist())); assert 'silotune' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert torch.allclose(torch.tensor(json.loads(done.stdout.splitlines()[-1])), expected, rtol=1e-4, atol=1e-3)
+
+    # the base's own voice: it knows no Larkmoss Clinic, speaks English, and stops at the end of its turn
+    answer = run.answer("What is the capital of France?", base=True, sampling=silotune.Sampling(max_tokens=40))
+    assert "Paris" in answer
+
+
+def test_the_cached_model_loads_without_network_and_with_its_template():
+    folder = base.locate("smollm2-135m")
+    code = (
+        "import os; os.environ.update(PIP_NO_INDEX='1', PIP_FIND_LINKS='/nonexistent', HF_HUB_OFFLINE='1')\n"
+        "from silotune.model import base; p = base.locate('smollm2-135m'); t = base.load_tokenizer(p)\n"
+        "m = base.load_model(p, base.place('cpu', 'auto')); print(base.parameter_bytes(m), '<|im_start|>' in t.chat_template, p)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["538060032", "True", folder]
