@@ -160,4 +160,4 @@ def _run_engine(recipe: Recipe, folder: RunFolder, crew: local.Crew, venue: Venu
     else:
         from silotune.federation.simulation import run_simulation
 
-        run_simulation(serve, client_app, crew, venue)
+        run_simulation(serve, client_app, folder.recipe_file, crew, venue)

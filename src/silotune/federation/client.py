@@ -5,7 +5,7 @@ Whatever goes wrong is answered in words that cannot carry text: this package's 
 fields), or the kind and place of an unexpected error, never what it says.
 """
 
-import json
+import functools
 import logging
 import os
 import traceback
@@ -21,15 +21,16 @@ from silotune import algorithms
 from silotune.data.corpus import Corpus, load_corpus
 from silotune.data.silos import SiloConfig, find_silos
 from silotune.errors import InputError, SilotuneError
+from silotune.federation.local import crew_of
 from silotune.model.base import LOCAL
-from silotune.settings import Job
+from silotune.settings import Job, load_recipe
 from silotune.wire import manifest
 from silotune.wire.envelope import Envelope, Kind, Scalar, failure
 
 logger = logging.getLogger(__name__)
 
-SILOS_VARIABLE = "SILOTUNE_SILOS"
-"""Names a file on this machine with the configurations of simulated silos, by partition."""
+SILOS_VARIABLE, SCRATCH_VARIABLE = "SILOTUNE_SILOS", "SILOTUNE_SCRATCH"
+"""In a simulation: the recipe on this machine that names the virtual silos, and the folder of their progress."""
 
 
 def silo_of(node_config: Mapping[str, Any]) -> SiloConfig:
@@ -45,14 +46,19 @@ def silo_of(node_config: Mapping[str, Any]) -> SiloConfig:
         return SiloConfig.from_json(str(node_config["silotune"]))
     if "data" in node_config:
         return _from_node(node_config)
-    listed = os.environ.get(SILOS_VARIABLE)
-    if listed and "partition-id" in node_config:
-        silos = json.loads(Path(listed).read_text(encoding="utf-8"))
-        return SiloConfig.from_json(silos[int(node_config["partition-id"])])
+    recipe = os.environ.get(SILOS_VARIABLE)
+    if recipe and "partition-id" in node_config:
+        return _virtual_silos(recipe, os.environ.get(SCRATCH_VARIABLE))[int(node_config["partition-id"])]
     raise InputError(
-        "this node does not say where its text lies: start the SuperNode with "
-        "--node-config 'data=\"/path/of/the/silo\"'"
+        "this node does not say where its text lies: start the SuperNode with --node-config "
+        f"'data=\"/path/of/the/silo\"', or in a simulation set {SILOS_VARIABLE} to a recipe's path"
     )
+
+
+@functools.lru_cache(maxsize=1)
+def _virtual_silos(recipe: str, scratch: str | None) -> tuple[SiloConfig, ...]:
+    crew = crew_of(load_recipe(Path(recipe)))
+    return crew.showing(Path(scratch)).silos if scratch else crew.silos
 
 
 NODE_KEYS: Mapping[str, type] = {

@@ -39,22 +39,32 @@ def muster(recipe: Recipe) -> Crew:
     Raises:
         InputError: text, settings or device that cannot be used; nothing has been trained.
     """
-    found = find_silos(recipe.data.silos)
-    if len(found) < recipe.federation.minimum:
+    crew = crew_of(recipe)
+    if len(crew.silos) < recipe.federation.minimum:
         raise RecipeError(
-            f"federation.minimum: asks for {recipe.federation.minimum} silos a round, data.silos has {len(found)} "
-            f"({', '.join(silo.name for silo in found)})."
+            f"federation.minimum: asks for {recipe.federation.minimum} silos a round, data.silos has {len(crew.silos)} "
+            f"({', '.join(sorted(silo.files.name for silo in crew.silos))})."
         )
-    for files in found:
-        read_split(files, recipe.data.holdout, recipe.seed)
+    for silo in crew.silos:
+        read_split(silo.files, recipe.data.holdout, recipe.seed)
     place(recipe.model.device, recipe.model.dtype)
+    return crew
+
+
+def crew_of(recipe: Recipe) -> Crew:
+    """The silos that a recipe names on this machine, and their share of it; their rows are not read.
+
+    Raises:
+        DataError: there are none, or two of one name.
+    """
+    found = find_silos(recipe.data.silos)
     cores = os.cpu_count() or 1
     inline = recipe.federation.engine == "inline"
     workers = 1 if inline else min(recipe.federation.workers or cores, len(found))
     threads = recipe.federation.threads or max(1, cores // workers)
-    local_base = recipe.model.base if public_name(recipe.model.base) == LOCAL else None
+    base = recipe.model.base if public_name(recipe.model.base) == LOCAL else None
     silos = tuple(
-        SiloConfig(files, local_base, recipe.data.holdout, recipe.model.device, recipe.model.dtype, threads)
+        SiloConfig(files, base, recipe.data.holdout, recipe.model.device, recipe.model.dtype, threads)
         for files in sorted(found, key=_size, reverse=True)
     )
     return Crew(silos, workers, threads)

@@ -5,7 +5,6 @@ worker that dies (killed, out of memory) is started anew and its message answere
 function of the message and the silo's rows, so the run's result stays the same to the bit.
 """
 
-import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from silotune.errors import FederationError
-from silotune.federation.client import SILOS_VARIABLE
+from silotune.federation.client import SCRATCH_VARIABLE, SILOS_VARIABLE
 from silotune.federation.events import Venue
 from silotune.federation.local import Crew
 from silotune.federation.reaper import reaped
@@ -27,23 +26,39 @@ RESTARTS = 3
 """How often a message is answered again after its worker died."""
 
 
-def run_simulation(serve: Callable[[Grid], None], client_app: ClientApp, crew: Crew, venue: Venue) -> None:
+def run_simulation(
+    serve: Callable[[Grid], None], client_app: ClientApp, recipe_file: Path, crew: Crew, venue: Venue
+) -> None:
     """Run a ServerApp that serves, with one virtual node a silo; what `serve` raises comes through.
+
+    Args:
+        serve: runs a federation over Flower's grid.
+        client_app: answers for every silo.
+        recipe_file: from which workers read what their silos are.
+        crew: the silos, and how they share the machine.
+        venue: with a scratch folder.
 
     Raises:
         FederationError: the engine could not be started or broke down.
     """
     assert venue.scratch is not None
-    listed = venue.scratch / "silos.list"
-    listed.write_text(json.dumps([silo.to_json() for silo in crew.silos]), encoding="utf-8")
-    os.environ[SILOS_VARIABLE] = str(listed)
-    os.environ["OMP_NUM_THREADS"] = str(crew.threads)
+    settings = {
+        SILOS_VARIABLE: str(recipe_file),
+        SCRATCH_VARIABLE: str(venue.scratch),
+        "OMP_NUM_THREADS": str(crew.threads),
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     ray_folder = Path(tempfile.mkdtemp(prefix="sr-"))  # short: Ray puts sockets below it, whose paths are bounded
     try:
         with reaped(ray_folder, venue.scratch):
             _run(serve, client_app, crew, venue, ray_folder)
     finally:
-        del os.environ[SILOS_VARIABLE], os.environ["OMP_NUM_THREADS"]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _run(serve: Callable[[Grid], None], client_app: ClientApp, crew: Crew, venue: Venue, ray_folder: Path) -> None:

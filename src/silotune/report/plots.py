@@ -36,7 +36,7 @@ def bytes_by_silo(figures: RunFigures) -> str:
     from matplotlib.figure import Figure
 
     names = [_plain(silo.name) for silo in figures.silos]
-    figure = Figure(figsize=(7.6, 0.9 + 0.42 * len(names)), layout="constrained")
+    figure = Figure(figsize=(7.6, 1.2 + 0.42 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     places: Sequence[float] = range(len(names))
     for offset, label, colour, values in (
@@ -49,7 +49,7 @@ def bytes_by_silo(figures: RunFigures) -> str:
     axes.set_yticks(list(places), names)
     axes.invert_yaxis()
     axes.set_xlabel("MB over the whole run")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return _svg(figure, axes)
 
 
@@ -68,4 +68,4 @@ def _svg(figure: "object", axes: "object") -> str:
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})  # type: ignore[attr-defined]
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
-    return svg.replace("#000000", "currentColor").replace("stroke: #000000", "stroke: currentColor")
+    return svg.replace("#000000", "currentColor")

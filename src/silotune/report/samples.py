@@ -15,7 +15,7 @@ from silotune.model.base import place
 from silotune.model.generation import Sampling
 from silotune.model.tuner import Tuner, tuner
 
-SAMPLE_TOKENS = 80
+SAMPLE_TOKENS = 60
 """Tokens of a sample's answer at most."""
 
 
