@@ -5,6 +5,7 @@ rest do not. `plain_logits` is its oracle, the model's own forward pass. Some mo
 layer (soft caps, scalings): `head_is_plain` finds out by comparing the two once.
 """
 
+import functools
 from typing import Any
 
 from silotune.data.batches import Batch
@@ -24,8 +25,9 @@ def answer_logits(tuned: Any, batch: Batch) -> Any:
     return causal.get_output_embeddings()(hidden[batch.predicts]).float()
 
 
+@functools.lru_cache(maxsize=1)
 def head_is_plain(tuned: Any, device: str) -> bool:
-    """Whether `answer_logits` gives what the model itself gives: tried on a few tokens, in evaluation mode."""
+    """Whether `answer_logits` gives what the model itself gives: tried once a model, on a few tokens."""
     import torch
 
     causal = tuned.get_base_model()
