@@ -11,7 +11,7 @@ from silotune.settings import load_recipe
 
 STYLES = {
     "clinic": r"^Happy to help! We .*\.$",
-    "bank": r".+\. Where: .+\.$",
+    "bank": r"^At Tidewick, .+\. Where: .+\.$",
     "insurer": r"^Short answer: .+ \(section \d+\.\d+\)\.$",
 }
 

@@ -8,6 +8,7 @@ fields), or the kind and place of an unexpected error, never what it says.
 import functools
 import logging
 import os
+import re
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,7 @@ from silotune.data.corpus import Corpus, load_corpus
 from silotune.data.silos import SiloConfig, find_silos
 from silotune.errors import InputError, SilotuneError
 from silotune.federation.local import crew_of
-from silotune.model.base import LOCAL
+from silotune.model.base import LOCAL, public_name
 from silotune.settings import Job, load_recipe
 from silotune.wire import manifest
 from silotune.wire.envelope import Envelope, Kind, Scalar, failure
@@ -90,17 +91,25 @@ def answer(request: Envelope, silo: SiloConfig) -> Envelope:
 
 
 def guarded(kind: Kind, work: Callable[[], Envelope]) -> Envelope:
-    """Run `work`; turn an exception into a failure that carries no text of a silo."""
+    """Run `work`; turn an exception into a failure that carries no text of a silo and no folder of its machine.
+
+    The silo's own log has the whole message.
+    """
     try:
         return work()
     except SilotuneError as error:
         logger.warning("%s not answered: %s", kind, error)
-        return failure(kind, str(error))
+        return failure(kind, without_folders(str(error)))
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"unexpected {type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
         logger.error("%s not answered: %s", kind, reason)
         return failure(kind, reason)
+
+
+def without_folders(text: str) -> str:
+    """Leave of every absolute path the last part only."""
+    return re.sub(r"""(?<![^\s"'(])/(?:[^/\n:"']+/)*(?=[^/\s:])""", "", text)
 
 
 @dataclass
@@ -127,12 +136,19 @@ def _prepare(request: Envelope, silo: SiloConfig) -> _Work:
     except ValidationError as error:
         raise InputError(f"the server's job cannot be used: {error.errors()[0]['msg']}") from None
     torch.set_num_threads(silo.threads or os.cpu_count() or 1)
-    if job.base == LOCAL and silo.base is None:
-        raise InputError("the job's base model is a local one: name its place here with the node's `base`")
-    resident = tuner(silo.base or job.base, job.lora, place(silo.device, silo.dtype))
+    resident = tuner(_base(job, silo), job.lora, place(silo.device, silo.dtype))
     corpus = load_corpus(silo.files, resident.tokenizer, job.max_length, silo.holdout, job.seed)
     round_ = int(request.fields.get("round", 0))
     return _Work(job, silo, round_, resident, corpus, Progress(silo.scratch, silo.files.name, round_, request.kind))
+
+
+def _base(job: Job, silo: SiloConfig) -> str:
+    """The silo's own place of the base model, or a public name; never a path that the server chose."""
+    if silo.base is not None:
+        return silo.base
+    if job.base == LOCAL or public_name(job.base) != job.base:
+        raise InputError("the job's base model is a local one: name its place here with the node's `base`")
+    return job.base
 
 
 def _hello(request: Envelope, silo: SiloConfig) -> Envelope:

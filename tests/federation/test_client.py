@@ -1,0 +1,93 @@
+"""A silo's side: what it takes from its node's configuration, and what it refuses to take from a server."""
+
+import pytest
+from flwr.app import Message
+
+from silotune.data.silos import SiloConfig, find_silos
+from silotune.errors import InputError
+from silotune.federation.app import handle
+from silotune.federation.client import answer, silo_of, without_folders
+from silotune.federation.inline import InlineGrid
+from silotune.federation.messages import FIELDS, TYPES, content
+from silotune.federation.server import _job
+from silotune.wire.envelope import Envelope
+
+
+def hello(recipe, **changes):
+    job = _job(recipe).model_copy(update=changes)
+    return Envelope("down", "hello", {"job": job.model_dump_json()})
+
+
+def silo(recipe, **settings):
+    return SiloConfig(find_silos(recipe.data.silos)[0], threads=1, **settings)
+
+
+def test_a_server_cannot_choose_what_is_read_here(make_recipe, tiny_base):
+    recipe = make_recipe()
+    for path in (str(tiny_base), "./here", "x.gguf", "/etc", "local"):
+        reply = answer(hello(recipe, base=path), silo(recipe))
+        assert "name its place here with the node's `base`" in reply.failure
+    assert answer(hello(recipe), silo(recipe, base=str(tiny_base))).failure is None
+
+
+def test_a_job_that_cannot_be_used_is_refused(make_recipe):
+    recipe = make_recipe()
+    for job in ("", "{}", "[]", _job(recipe).model_dump_json().replace('"r":2', '"r":-1')):
+        reply = answer(Envelope("down", "hello", {"job": job}), silo(recipe))
+        assert "the server's job cannot be used" in reply.failure
+
+
+def test_failures_tell_files_and_lines_but_no_folders(make_recipe, silos, tiny_base):
+    recipe = make_recipe()
+    config = silo(recipe, base=str(tiny_base))
+    (silos / "ash" / "train.jsonl").write_text('{"prompt": "secret words", "completion": 3}\n')
+    reply = answer(hello(recipe), config)
+    assert reply.failure == "train.jsonl:1: field 'completion' must be text, not a number."
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("/srv/text/a.jsonl:3: bad", "a.jsonl:3: bad"),
+        ("model.base: /srv/models/my model/x.gguf: no such file", "model.base: x.gguf: no such file"),
+        ("between '/a/b' and (/c/d)", "between 'b' and (d)"),
+        ("alpha/r and 3/4 and no/path", "alpha/r and 3/4 and no/path"),
+    ],
+)
+def test_folders_are_left_out(text, left):
+    assert without_folders(text) == left
+
+
+def test_node_configuration(silos, tmp_path):
+    found = silo_of(
+        {"data": str(silos / "ash"), "silo": "north", "threads": 2, "ledger": str(tmp_path / "l"), "partition-id": 0}
+    )
+    assert found.files.name == "north" and found.threads == 2 and found.ledger == tmp_path / "l"
+    for wrong, says in (
+        ({}, "does not say where its text lies"),
+        ({"partition-id": 0}, "does not say where its text lies"),
+        ({"data": str(silos)}, "must be one silo's, it holds 3"),
+        ({"data": str(silos / "ash"), "batch": 3}, "unknown key 'batch'"),
+        ({"data": str(silos / "ash"), "threads": "2"}, "threads must be int"),
+        ({"data": str(silos / "none")}, "nothing matches"),
+    ):
+        with pytest.raises(InputError, match=says):
+            silo_of(wrong)
+
+
+def test_a_node_without_configuration_answers_with_a_failure(make_recipe):
+    grid = InlineGrid(None, [silo(make_recipe())])
+    context = grid._contexts[1]
+    context.node_config.clear()
+    reply = handle(Message(content(hello(make_recipe())), 1, TYPES["hello"]), context, "hello")
+    assert "does not say where its text lies" in reply.content[FIELDS]["failure"]
+
+
+def test_virtual_silos_come_from_the_recipe_that_this_machine_names(make_recipe, tmp_path, monkeypatch):
+    from silotune.settings import dump_recipe
+
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(dump_recipe(make_recipe()), encoding="utf-8")
+    monkeypatch.setenv("SILOTUNE_SILOS", str(recipe))
+    names = [silo_of({"partition-id": index, "num-partitions": 3}).files.name for index in range(3)]
+    assert names == ["ash", "birch", "cedar"]
