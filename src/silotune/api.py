@@ -38,6 +38,11 @@ class Run:
         """All lines of metrics.jsonl: one a silo a round, and one a round (there `silo` is None)."""
         return self.folder.metrics()
 
+    def report(self) -> Path:
+        """Write the HTML page again and return its path."""
+        page.write(self.folder)
+        return self.folder.report_file
+
     def stream(
         self, prompt: str, *, system: str | None = None, sampling: Sampling | None = None, base: bool = False
     ) -> Iterator[str]:

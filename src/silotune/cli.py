@@ -166,11 +166,8 @@ def _asked() -> str:
 @app.command()
 def report(run: RunPath, as_json: AsJson = False) -> None:
     """Write the HTML page of a run again."""
-    from silotune.report import page
-
-    opened = silotune.open_run(run)
-    page.write(opened.folder)
-    typer.echo(json.dumps({"report": str(opened.folder.report_file)}) if as_json else str(opened.folder.report_file))
+    path = str(silotune.open_run(run).report())
+    typer.echo(json.dumps({"report": path}) if as_json else path)
 
 
 # ------------------------------------------------------------------------------------------- showing
