@@ -47,6 +47,7 @@ class _State:
     round: int = 0
     rounds: int = 0
     done: int = 0
+    resumed: int = 0
     began: float = field(default_factory=time.monotonic)
     first_round: float | None = None
     note: str = "starting"
@@ -121,7 +122,8 @@ class LiveTable:
         self._state.note = "loading the base model at the silos"
 
     def _on_start(self, fields: dict[str, Any]) -> None:
-        self._state.rounds, self._state.round, self._state.done = fields["rounds"], fields["done"], fields["done"]
+        self._state.rounds = fields["rounds"]
+        self._state.round = self._state.done = self._state.resumed = fields["done"]
 
     def _on_joined(self, fields: dict[str, Any]) -> None:
         self._state.silos[fields["silo"]] = _Silo("joined")
@@ -181,10 +183,10 @@ class LiveTable:
 
     def _left(self) -> str:
         state = self._state
-        finished = state.done - (state.round - 1 if state.first_round is None else 0)
-        if state.first_round is None or not finished > 0 or state.done < 1:
+        finished = state.done - state.resumed
+        if state.first_round is None or finished < 1:
             return ""
-        each = (time.monotonic() - state.first_round) / max(state.done, 1)
+        each = (time.monotonic() - state.first_round) / finished
         return f", about {_clock(each * (state.rounds - state.done))} left"
 
 
