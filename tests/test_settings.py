@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from silotune.data.silos import find_silos
 from silotune.errors import RecipeError
 from silotune.settings import Recipe, absolute, check_recipe, difference, dump_recipe, load_recipe
 
@@ -70,6 +71,12 @@ def test_overrides(tmp_path):
 def test_paths_are_the_recipes_own(tmp_path):
     recipe = load_recipe(write(tmp_path / "r.toml", '[data]\nsilos = "here/*"'))
     assert recipe.data.silos == [str(tmp_path / "here/*")]
+    odd = tmp_path / "a [1] *"
+    (odd / "here" / "x").mkdir(parents=True)
+    (odd / "here" / "x" / "train.jsonl").write_text('{"prompt": "q", "completion": "a"}')
+    recipe = load_recipe(write(odd / "r.toml", '[data]\nsilos = "here/*"'))
+    assert [silo.name for silo in find_silos(recipe.data.silos)] == ["x"]
+    assert [silo.name for silo in find_silos(str(odd / "here"))] == ["x"]
     (tmp_path / "base").mkdir()
     assert load_recipe(write(tmp_path / "r.toml", '[model]\nbase = "base"')).model.base == str(tmp_path / "base")
     assert absolute(Recipe(), tmp_path).model.base == "smollm2-135m"

@@ -5,6 +5,7 @@ line. Paths in a recipe are relative to the recipe's own folder and are made abs
 """
 
 import difflib
+import glob
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -220,7 +221,8 @@ def check_recipe(document: Mapping[str, Any], source: str) -> Recipe:
 def absolute(recipe: Recipe, folder: Path) -> Recipe:
     """Make the recipe's paths absolute, relative ones counted from `folder`."""
     patterns = [recipe.data.silos] if isinstance(recipe.data.silos, str) else recipe.data.silos
-    anchored = [str(folder / pattern) for pattern in patterns]
+    # The folder's own name is no pattern, whatever characters it has.
+    anchored = [p if Path(p).is_absolute() else str(Path(glob.escape(str(folder))) / p) for p in patterns]
     base = recipe.model.base
     if base != ModelSettings().base and (folder / base).exists():
         base = str(folder / base)

@@ -32,7 +32,8 @@ def find_silos(patterns: str | Sequence[str]) -> tuple[SiloFiles, ...]:
     listed = [patterns] if isinstance(patterns, str) else list(patterns)
     found: list[SiloFiles] = []
     for pattern in listed:
-        matches = [Path(match) for match in sorted(glob.glob(pattern))]  # noqa: PTH207 - the pattern may be absolute
+        found_here = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))  # noqa: PTH207 - absolute
+        matches = [Path(match) for match in found_here]
         if not matches:
             raise DataError(f"data.silos: nothing matches {pattern}.")
         silos = [silo for match in matches for silo in _silos_at(match)]
