@@ -102,6 +102,7 @@ def test_put_and_take_are_inverse_and_the_skeleton_knows_the_spec(tiny_base):
 
 @pytest.mark.parametrize("settings", [{}, {"layers": "upper-half", "targets": "all"}, {"rslora": True, "alpha": 7.5}])
 def test_a_saved_adapter_gives_the_same_logits_in_plain_peft(tiny_base, tmp_path, settings):
+    torch.set_num_threads(1)  # here and below: another number of threads may round otherwise
     settings = LoraSettings(r=3, **settings)
     tuned = lora.attach(load_model(str(tiny_base), CPU), settings)
     rng = np.random.default_rng(0)
@@ -113,7 +114,7 @@ def test_a_saved_adapter_gives_the_same_logits_in_plain_peft(tiny_base, tmp_path
     lora.save(adapter, lora.peft_config(load_skeleton(str(tiny_base)), settings), tmp_path, "tiny")
     assert all((lora.load(tmp_path)[name] == value).all() for name, value in adapter.items())
     code = (
-        "import sys, torch, json; from transformers import AutoModelForCausalLM; from peft import PeftModel\n"
+        "import sys, torch, json; torch.set_num_threads(1); from transformers import AutoModelForCausalLM; from peft import PeftModel\n"
         f"m = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({str(tiny_base)!r}), {str(tmp_path)!r})\n"
         "assert 'silotune' not in sys.modules\n"
         "print(json.dumps(m(input_ids=torch.arange(1, 20).reshape(1, -1)).logits.tolist()))"
