@@ -35,7 +35,9 @@ MOMENTS = {
     "after the last update of round 2": lambda run: (
         helpers.ledger_lines(run, kind="train", direction="up", round=2) >= 3
     ),
-    "while round 3 is being saved": lambda run: any((run / "state").glob(".unfinished-*")) and helpers.rounds(run) == 2,
+    "while round 3 is being saved, or just after": lambda run: (
+        helpers.rounds(run) >= 3 or (helpers.rounds(run) == 2 and any((run / "state").glob(".unfinished-*")))
+    ),
     "after round 4 is saved": lambda run: helpers.rounds(run) == 4,
 }
 
