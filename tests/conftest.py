@@ -11,7 +11,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
 
 import silotune.federation  # noqa: F401 - settles Flower's switches before anything imports flwr
-from silotune.settings import Recipe, absolute, check_recipe
+from silotune.recipe import absolute, check_recipe
+from silotune.settings import Recipe
 
 WORDS = [
     "red",
@@ -95,6 +96,13 @@ def make_model(folder: Path, **changes: Any) -> Path:
     LlamaForCausalLM(LlamaConfig(**(settings | changes))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of each test's own; those on the embedded model share the user's."""
+    if request.node.get_closest_marker("real") is None:
+        monkeypatch.setenv("SILOTUNE_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from silotune import cli
-from silotune.settings import dump_recipe
+from silotune.recipe import dump_recipe
 
 
 @pytest.fixture

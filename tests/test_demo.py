@@ -3,11 +3,11 @@
 import re
 
 import pytest
+from tests.data.helpers import rows_in
 
-from silotune.data.rows import read_rows
 from silotune.data.silos import find_silos
 from silotune.demo import write_demo
-from silotune.settings import load_recipe
+from silotune.recipe import load_recipe
 
 STYLES = {
     "clinic": r"^Happy to help! We .*\.$",
@@ -35,7 +35,7 @@ def test_three_silos_each_with_its_style_and_facts_of_its_own(recipe):
     assert {silo.name for silo in silos} == set(STYLES)
     answers = {}
     for silo in silos:
-        train, test = read_rows(silo.train).rows, read_rows(silo.test).rows
+        train, test = rows_in(*silo.train), rows_in(*silo.test)
         assert 60 <= len(train) <= 120 and len(test) >= 8
         for row in (*train, *test):
             assert re.match(STYLES[silo.name], row.turns[1].content), f"{silo.name}, line {row.line}"
@@ -46,7 +46,7 @@ def test_three_silos_each_with_its_style_and_facts_of_its_own(recipe):
 
 def test_held_out_rows_ask_for_the_same_facts_in_other_words(recipe):
     for silo in find_silos(recipe.data.silos):
-        train, test = read_rows(silo.train).rows, read_rows(silo.test).rows
+        train, test = rows_in(*silo.train), rows_in(*silo.test)
         facts = {row.turns[1].content for row in train}
         asked = set().union(*(runs_of_five(row.turns[0].content) for row in train))
         for row in test:

@@ -7,7 +7,7 @@ import silotune
 
 PUBLIC = {
     "DataError", "Event", "FederationError", "InputError", "Interrupted", "ModelError", "Recipe", "RecipeError", "Run",
-    "RunError", "Sampling", "SilotuneError", "load_recipe", "open_run", "train",
+    "RunError", "Sampling", "SilotuneError", "check", "load_recipe", "open_run", "train",
 }  # fmt: skip
 
 

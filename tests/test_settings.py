@@ -6,7 +6,8 @@ import pytest
 
 from silotune.data.silos import find_silos
 from silotune.errors import RecipeError
-from silotune.settings import Recipe, absolute, check_recipe, difference, dump_recipe, load_recipe
+from silotune.recipe import absolute, check_recipe, difference, dump_recipe, load_recipe
+from silotune.settings import Recipe
 
 
 def write(path: Path, text: str) -> Path:

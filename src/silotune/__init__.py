@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from silotune.api import Run, open_run, train
+    from silotune.api import Run, check, open_run, train
     from silotune.errors import (
         DataError,
         FederationError,
@@ -23,18 +23,20 @@ if TYPE_CHECKING:
     )
     from silotune.federation.events import Event
     from silotune.model.generation import Sampling
-    from silotune.settings import Recipe, load_recipe
+    from silotune.recipe import load_recipe
+    from silotune.settings import Recipe
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Run": "api",
+    "check": "api",
     "open_run": "api",
     "train": "api",
     "Event": "federation.events",
     "Sampling": "model.generation",
     "Recipe": "settings",
-    "load_recipe": "settings",
+    "load_recipe": "recipe",
     "DataError": "errors",
     "FederationError": "errors",
     "InputError": "errors",
@@ -58,6 +60,7 @@ __all__ = [
     "RunError",
     "Sampling",
     "SilotuneError",
+    "check",
     "load_recipe",
     "open_run",
     "train",

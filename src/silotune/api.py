@@ -6,21 +6,25 @@ run = silotune.train("recipe.toml")
 print(run.answer("When are you open?"))
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from silotune.data.corpus import silos_of
 from silotune.data.rows import Turn
+from silotune.data.survey import SiloSurvey, survey
 from silotune.errors import FederationError, Interrupted, RunError
 from silotune.federation import checkpoint, local, result
 from silotune.federation import run as run_folder
 from silotune.federation.events import Event, Venue, Watcher
 from silotune.federation.run import RunFolder
 from silotune.model.adapter import AdapterSpec
+from silotune.model.base import load_tokenizer, locate
 from silotune.model.generation import Sampling
+from silotune.recipe import absolute, load_recipe, recipe_of
 from silotune.report import card, page, samples
-from silotune.settings import Recipe, load_recipe
+from silotune.settings import HUB, Recipe
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,38 @@ class Run:
     ) -> str:
         """The tuned model's answer to a prompt; `base` asks the base model instead."""
         return "".join(self.stream(prompt, system=system, sampling=sampling, base=base)).strip()
+
+
+def check(
+    path: str | Path, *, overrides: Sequence[str] = (), report: Callable[[str], None] = lambda _: None
+) -> tuple[Recipe, list[SiloSurvey]]:
+    """Read and tokenise all that silos hold, and count it; trains nothing.
+
+    Args:
+        path: a recipe, a folder of silos, one silo's folder, one file of rows, or an `hf:` dataset id.
+        overrides: `section.key=value` in place of the recipe's own.
+        report: called with each silo's name before it is read.
+
+    Returns:
+        The recipe (defaults where a path was given) and what each silo holds.
+
+    Raises:
+        InputError: at the first thing that cannot be used.
+    """
+    given, single = str(path), None
+    if given.endswith(".toml"):
+        recipe = load_recipe(Path(given), overrides)
+    elif given.startswith(HUB):
+        recipe = recipe_of({"data": {"silos": [{"name": given[:64], "train": given}]}}, overrides, Path.cwd())
+    else:
+        place = Path(given).expanduser().absolute()
+        recipe = recipe_of({"data": {"silos": str(place)}}, overrides, Path.cwd())
+        single = place if not place.is_dir() else None
+    silos = () if single else silos_of(recipe.data, recipe.seed)
+    if given.endswith(".toml"):
+        local.require_enough(recipe, [files.name for files in silos])
+    tokenizer = load_tokenizer(locate(recipe.model.base))
+    return recipe, survey(recipe, tokenizer, single, report)
 
 
 def open_run(path: str | Path) -> Run:
@@ -107,6 +143,10 @@ def train(
                 {"path": str(folder.path), "scratch": str(scratch), "workers": crew.workers, "threads": crew.threads},
             )
         )
+        for name, leaks in crew.leaks.items():
+            if leaks.all:
+                watch(Event("leaks", {"silo": name, "exact": len(leaks.exact), "near": len(leaks.near),
+                                      "dropped": wanted.data.drop_leaks}))  # fmt: skip
         try:
             with local.quiet(folder.log_file), local.local_venue(len(crew.silos), watch, scratch) as venue:
                 if not _all_rounds_done(folder, wanted):
@@ -122,7 +162,13 @@ def _wanted(
     recipe: str | Path | Recipe | None, out: str | Path | None, resume: str | Path | None, overrides: Sequence[str]
 ) -> tuple[Recipe, RunFolder | None]:
     """The recipe to run, and the folder of the run to go on with."""
-    given = recipe if isinstance(recipe, Recipe) or recipe is None else load_recipe(Path(recipe), overrides)
+    if overrides and not isinstance(recipe, (str, Path)):
+        raise RunError("--set changes the settings of a recipe: give the recipe too.")
+    given = None
+    if isinstance(recipe, Recipe):
+        given = absolute(recipe, Path.cwd())
+    elif recipe is not None:
+        given = load_recipe(Path(recipe), overrides)
     if resume is not None:
         if out is not None:
             raise RunError("--out names a new run and --resume an old one: give one of them.")

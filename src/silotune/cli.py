@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import click
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import silotune
@@ -34,6 +35,9 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Replace a setting of the recipe.")]
+DropLeaks = Annotated[
+    bool, typer.Option("--drop-leaks", help="Leave out of the tests what also stands in training text.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -41,6 +45,55 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         typer.echo(f"silotune {silotune.__version__}")
         raise typer.Exit
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a commented recipe and two example silos, ready to train."""
+    from silotune.demo.starter import write_starter
+
+    recipe = write_starter(folder)
+    if as_json:
+        typer.echo(json.dumps({"recipe": str(recipe)}))
+    else:
+        typer.echo(f"{recipe}\nPut your silos' text into {folder / 'silos'}, then: silotune check {recipe}")
+
+
+@app.command()
+def check(
+    path: Annotated[
+        str, typer.Argument(metavar="RECIPE|PATH", help="A recipe, a folder of silos, a silo's folder, or a file.")
+    ],
+    set_: Set = [],  # noqa: B006 - typer reads it and never changes it
+    drop_leaks: DropLeaks = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw what each silo holds (.svg, .png or .pdf).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read everything, say what is there and what is wrong; trains nothing."""
+    from silotune.report import survey
+
+    if plot is not None and plot.suffix.lower() not in (".svg", ".png", ".pdf"):
+        raise silotune.InputError(f"--plot {plot}: give a file that ends with .svg, .png or .pdf.")
+    progress = Console(stderr=True)
+    with progress.status("reading") as status:
+        recipe, silos = silotune.check(
+            path, overrides=_with_leaks(set_, drop_leaks), report=lambda name: status.update(f"reading {escape(name)}")
+        )
+    if plot is not None:
+        survey.plot(silos, plot)
+    if as_json:
+        typer.echo(json.dumps(survey.as_json(silos, recipe), ensure_ascii=False))
+    else:
+        survey.show(silos, recipe, Console(width=None if sys.stdout.isatty() else 160))
+
+
+def _with_leaks(overrides: list[str], drop_leaks: bool) -> list[str]:
+    return [*overrides, "data.drop_leaks=true"] if drop_leaks else overrides
 
 
 @app.command()
@@ -53,11 +106,13 @@ def train(
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an unfinished run.")
     ] = None,
+    drop_leaks: DropLeaks = False,
     as_json: AsJson = False,
 ) -> None:
     """Train an adapter with the silos of a recipe."""
     with _watched(as_json) as watch:
-        run = silotune.train(recipe, out=out, resume=resume, overrides=set_, watch=watch)
+        overrides = _with_leaks(set_, drop_leaks)
+        run = silotune.train(recipe, out=out, resume=resume, overrides=overrides, watch=watch)
     _tell_result(run, as_json)
 
 

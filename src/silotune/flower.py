@@ -16,7 +16,7 @@ from silotune.federation.app import client_app, make_server_app
 from silotune.federation.events import Event, Venue
 from silotune.federation.result import adapter_spec
 from silotune.federation.server import federate
-from silotune.settings import load_recipe
+from silotune.recipe import load_recipe
 
 __all__ = ["client_app", "server_app"]
 

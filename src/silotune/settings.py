@@ -1,20 +1,12 @@
-"""The recipe: every setting of a run, checked once, unknown keys refused.
+"""Every setting of a run, with its bounds and what it means. `recipe` reads them from a file.
 
-`Recipe` is what the rest of the package receives; nothing below this module reads a TOML file or the command
-line. Paths in a recipe are relative to the recipe's own folder and are made absolute on loading.
+The docstrings here are the reference in `docs/recipe.md`, word for word.
 """
 
-import difflib
-import glob
-import tomllib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from silotune.errors import RecipeError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Share = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
@@ -24,7 +16,7 @@ Seconds = Annotated[float, Field(gt=0.0, le=1e7, allow_inf_nan=False)]
 class Section(BaseModel):
     """A frozen part of a recipe that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class ModelSettings(Section):
@@ -55,15 +47,141 @@ class LoraSettings(Section):
     """Which blocks carry an adapter, counted from 0 at the input."""
 
 
-class DataSettings(Section):
-    """Where the silos' text lies. Read by the silo's side only."""
+HUB = "hf:"
+"""What the id of a dataset on the Hugging Face hub begins with."""
+Sources = str | Annotated[list[str], Field(min_length=1)]
+"""Files of rows, or `hf:` dataset ids; patterns are allowed."""
+TextRows = Literal["document", "paragraph", "line"]
+"""What is a row of a `.txt` file."""
+Name = Annotated[str, Field(min_length=1, max_length=64)]
+Meaning = Literal[
+    "messages", "conversations", "system", "prompt", "input", "response", "chosen", "rejected", "text", "label"
+]
+"""What a field of a row can be."""
+BODIES: Sequence[frozenset[str]] = (
+    frozenset({"messages"}), frozenset({"conversations"}), frozenset({"text"}), frozenset({"prompt", "response"}),
+    frozenset({"prompt", "chosen", "rejected"}),
+)  # fmt: skip
+"""The meanings that a row needs; system, input and label may come on top."""
 
-    silos: str | Annotated[list[str], Field(min_length=1)] = "silos/*"
-    """Folders of silos (`train.jsonl`, `test.jsonl`) or files `NAME.train.jsonl`; patterns are allowed."""
+
+class SiloSource(Section):
+    """One silo of an explicit list, `[[data.silos]]`."""
+
+    name: Name
+    """Of the silo."""
+    train: Sources
+    """Its rows to train on: files, patterns or `hf:` dataset ids."""
+    test: Sources | None = None
+    """Its rows to test on; without them a share of `train` is held out."""
+
+    @field_validator("name")
+    @classmethod
+    def _shown(cls, name: str) -> str:
+        if not name.isprintable() or not name.strip():
+            raise ValueError("a silo's name must have characters that can be shown")
+        return name
+
+
+class PoolSettings(Section):
+    """Rows that lie in one place, dealt out to silos: for simulations."""
+
+    train: Sources
+    """The rows to deal out: files, patterns or `hf:` dataset ids."""
+    test: Sources | None = None
+    """Rows to test on, dealt out in the proportions of `train`; without them each silo holds out a share."""
+    law: Literal["field", "iid", "dirichlet", "lognormal", "power", "shards"]
+    """`field`: a silo for each value of a field. `iid`: shuffled, equal parts. `dirichlet`: the shares of each label
+    are drawn from Dirichlet(alpha) (Hsu et al. 2019, arXiv 1909.06335). `lognormal`, `power`: shuffled, in parts of
+    log-normal or power-law size. `shards`: sorted by label and cut, each silo gets some pieces (McMahan et al. 2017,
+    arXiv 1602.05629)."""
+    silos: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """How many silos; with `field` there are as many as values."""
+    field: Name | None = None
+    """`field`: the field that names the silo. `dirichlet`, `shards`: the field of the label (else `label`)."""
+    alpha: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
+    """`dirichlet`: concentration, 0.5 if not given; small makes silos that hold few labels."""
+    spread: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
+    """`lognormal`: standard deviation of the logarithm of sizes; `power`: exponent of sizes by rank. 1 if not given."""
+    shards: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """`shards`: pieces a silo, 2 if not given."""
+    minimum: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Training rows that every silo gets at least (not with `field`), 2 if not given."""
+
+    @model_validator(mode="after")
+    def _options_of_law(self) -> "PoolSettings":
+        options = POOL_OPTIONS[self.law]
+        given = [
+            key for key in ("silos", "field", "alpha", "spread", "shards", "minimum") if getattr(self, key) is not None
+        ]
+        for key in given:
+            if key not in options:
+                raise ValueError(f'`{key}` and `law = "{self.law}"` do not go together: remove one of them')
+        for key in ("silos", "field"):
+            if options.get(key) and key not in given:
+                raise ValueError(f'`law = "{self.law}"` needs `{key}`')
+        return self
+
+
+POOL_OPTIONS: Mapping[str, Mapping[str, bool]] = {
+    "field": {"field": True},
+    "iid": {"silos": True, "minimum": False},
+    "dirichlet": {"silos": True, "field": False, "alpha": False, "minimum": False},
+    "lognormal": {"silos": True, "spread": False, "minimum": False},
+    "power": {"silos": True, "spread": False, "minimum": False},
+    "shards": {"silos": True, "field": False, "shards": False, "minimum": False},
+}
+"""Options of each law, and whether it needs them."""
+
+
+def _kind_of_silos(value: object) -> str:
+    if isinstance(value, str):
+        return "pattern"
+    named = isinstance(value, list) and any(isinstance(item, (Mapping, SiloSource)) for item in value)
+    return "named" if named else "patterns"
+
+
+class DataSettings(Section):
+    """Where the silos' text lies, and how it is read. Seen by the silo's side only."""
+
+    silos: (
+        Annotated[
+            Annotated[str, Tag("pattern")]
+            | Annotated[list[str], Field(min_length=1), Tag("patterns")]
+            | Annotated[list[SiloSource], Field(min_length=1), Tag("named")],
+            Discriminator(_kind_of_silos),
+        ]
+        | None
+    ) = None
+    """Folders of silos (each with `train.*` and optionally `test.*`), files `NAME.train.*`, patterns of either, or a
+    table for each silo, `[[data.silos]]`. `silos/*` if neither this nor `pool` is given."""
+    pool: PoolSettings | None = None
+    """Rows in one place, dealt out to silos, in place of `silos`."""
+    fields: dict[Meaning, Name] = {}
+    """What the fields of rows are, where their names do not say it: `{ prompt = "q", response = "a" }`."""
+    text_rows: TextRows = "document"
+    """What is a row of a `.txt` file: the whole file, a paragraph (blank lines between), or a line."""
+    drop_leaks: bool = False
+    """Leave out of the tests what also stands in training text, word for word or nearly."""
     max_length: Annotated[int, Field(ge=16, le=1_000_000)] = 512
-    """Tokens of a row at most; longer rows keep their response and lose the start of their prompt."""
+    """Tokens of a row at most. Longer rows keep their responses and lose the start of their prompts; plain texts are
+    cut into windows."""
     holdout: Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)] = 0.1
     """Share of a silo's rows that is held out, seeded, where the silo has no test file."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DataSettings":
+        if self.silos is not None and self.pool is not None:
+            raise ValueError("give `silos` or `pool`, not both: each says where the rows lie")
+        body = self.fields.keys() - {"system", "input", "label"}
+        if body and body not in BODIES:
+            raise ValueError(
+                f"`fields` names {', '.join(sorted(body))}: give messages, conversations, text, prompt and response, "
+                "or prompt, chosen and rejected"
+            )
+        if body and body & {"messages", "conversations", "text"} and self.fields.keys() & {"system", "input"}:
+            raise ValueError(f"`fields`: system and input do not go together with {', '.join(sorted(body))}")
+        return self
 
 
 class TrainingSettings(Section):
@@ -152,7 +270,9 @@ class Recipe(Section):
     """Every setting of a run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    """Of the run: letters, digits, `.`, `_` and `-`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of everything that is drawn: the same seed gives the same run."""
     model: ModelSettings = ModelSettings()
     lora: LoraSettings = LoraSettings()
     data: DataSettings = DataSettings()
@@ -161,6 +281,23 @@ class Recipe(Section):
     wire: WireSettings = WireSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     report: ReportSettings = ReportSettings()
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> "Recipe":
+        model, federation, pool = self.model, self.federation, self.data.pool
+        if model.device == "cpu" and model.dtype in ("bfloat16", "nf4"):
+            raise ValueError(f"model.device = \"cpu\" and model.dtype = \"{model.dtype}\" contradict each other: "
+                             "those numbers need CUDA")  # fmt: skip
+        if federation.silos is not None and federation.silos < federation.minimum:
+            raise ValueError(f"federation.silos = {federation.silos} and federation.minimum = {federation.minimum} "
+                             "contradict each other: a round would never count")  # fmt: skip
+        if pool is not None and pool.silos is not None and pool.silos < federation.minimum:
+            raise ValueError(f"data.pool.silos = {pool.silos} and federation.minimum = {federation.minimum} "
+                             "contradict each other: a round would never count")  # fmt: skip
+        if federation.engine == "inline" and (federation.workers or 1) > 1:
+            raise ValueError(f"federation.engine = \"inline\" and federation.workers = {federation.workers} contradict "
+                             "each other: that engine takes one silo after another")  # fmt: skip
+        return self
 
 
 class Job(Section):
@@ -174,162 +311,3 @@ class Job(Section):
     max_length: int
     training: TrainingSettings
     algorithm: Literal["fedavg"]
-
-
-# ---------------------------------------------------------------------------------------------- loading
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe.
-
-    Args:
-        path: a TOML file.
-        overrides: `section.key=value`, values in TOML (a bare word is taken as a string).
-
-    Raises:
-        RecipeError: with file, key, reason and what to do.
-    """
-    try:
-        document = tomllib.loads(path.read_bytes().decode("utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such file. Give the path of a recipe (TOML).") from None
-    except IsADirectoryError:
-        raise RecipeError(f"{path}: a folder, not a recipe. Give the path of a TOML file.") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: not valid TOML: {error}.") from None
-    for override in overrides:
-        _override(document, override)
-    return absolute(check_recipe(document, str(path)), path.resolve().parent)
-
-
-def check_recipe(document: Mapping[str, Any], source: str) -> Recipe:
-    """Turn a parsed document into a Recipe; `source` names it in messages.
-
-    Raises:
-        RecipeError: naming the first key that cannot be used.
-    """
-    try:
-        return Recipe.model_validate(_lists_allowed(document))
-    except ValidationError as error:
-        raise RecipeError(f"{source}: {_explain(error)}") from None
-
-
-def absolute(recipe: Recipe, folder: Path) -> Recipe:
-    """Make the recipe's paths absolute, relative ones counted from `folder`."""
-    patterns = [recipe.data.silos] if isinstance(recipe.data.silos, str) else recipe.data.silos
-    # The folder's own name is no pattern, whatever characters it has.
-    anchored = [p if Path(p).is_absolute() else str(Path(glob.escape(str(folder))) / p) for p in patterns]
-    base = recipe.model.base
-    if base != ModelSettings().base and (folder / base).exists():
-        base = str(folder / base)
-    return recipe.model_copy(
-        update={
-            "data": recipe.data.model_copy(update={"silos": anchored}),
-            "model": recipe.model.model_copy(update={"base": base}),
-        }
-    )
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """Write a recipe as TOML with every setting in it, defaults too."""
-    return tomli_w.dumps(recipe.model_dump(exclude_none=True))
-
-
-def difference(old: Recipe, new: Recipe) -> list[str]:
-    """Name every setting in which two recipes differ, as `section.key: old -> new`."""
-    before, after = _flat(old.model_dump()), _flat(new.model_dump())
-    return [f"{key}: {before[key]!r} -> {after[key]!r}" for key in before if before[key] != after[key]]
-
-
-def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _lists_allowed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Let an integer stand where a float is meant (TOML writes `alpha = 16`); strict mode refuses all else."""
-
-    def convert(section: type[BaseModel], values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        converted = dict(values)
-        for key, value in values.items():
-            field = section.model_fields.get(key)
-            if field is None:
-                continue
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                converted[key] = convert(field.annotation, value)
-            elif type(value) is int and _takes_float(field.annotation):
-                converted[key] = float(value)
-        return converted
-
-    result: dict[str, Any] = convert(Recipe, document)
-    return result
-
-
-def _takes_float(annotation: Any) -> bool:
-    return annotation is float or any(_takes_float(part) for part in get_args(annotation))
-
-
-def _override(document: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not separator or not all(parts):
-        raise RecipeError(f"--set {override}: not of the form section.key=value.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    target = document
-    for part in parts[:-1]:
-        target = target.setdefault(part, {})
-        if not isinstance(target, dict):
-            raise RecipeError(f"--set {override}: {part} is a setting, not a section.")
-    target[parts[-1]] = value
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = [str(part) for part in first["loc"] if isinstance(part, (str, int))]
-    known = _fields(where)
-    named = ".".join(where[: known + 1] if first["type"] == "extra_forbidden" else where[: max(known, 1)])
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where[known], _section(where[:known]).model_fields, n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]!r}?" if near else "remove it, or see the list of settings in the README."
-        return f"{named}: unknown key; {hint}"
-    message = first["msg"].removeprefix("Value error, ")
-    given = first["input"]
-    shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool, list)) else ""
-    return f"{named}: {message[0].lower() + message[1:]}{shown}."
-
-
-def _section(path: Sequence[str]) -> type[BaseModel]:
-    section: type[BaseModel] = Recipe
-    for part in path:
-        annotation = section.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            break
-        section = annotation
-    return section
-
-
-def _fields(path: Sequence[str]) -> int:
-    """How many leading parts of an error's location are settings (the rest are pydantic's own)."""
-    section: type[BaseModel] | None = Recipe
-    count = 0
-    for part in path:
-        if section is None or part not in section.model_fields:
-            break
-        annotation = section.model_fields[part].annotation
-        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-        count += 1
-    return count

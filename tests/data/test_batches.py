@@ -2,13 +2,14 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
+from tests.data.helpers import example
 
 from silotune.data.batches import collate, plan_round, steps_in_round
-from silotune.data.tokens import Example
 from silotune.settings import TrainingSettings
 
-LENGTHS = [5, 9, 4, 8, 7, 3, 6, 10, 2, 11]
+LENGTHS = np.array([5, 9, 4, 8, 7, 3, 6, 10, 2, 11])
 
 
 def rows(plan):
@@ -42,12 +43,12 @@ def test_epochs_become_steps(epochs, expected):
 
 
 def test_more_batch_than_rows_repeats_rows():
-    plan = plan_round(TrainingSettings(steps=1, batch=8), [3, 4, 5], 0, "s", 1)
+    plan = plan_round(TrainingSettings(steps=1, batch=8), np.array([3, 4, 5]), 0, "s", 1)
     assert Counter(rows(plan)).most_common(1)[0][1] == 3
 
 
 def test_padding_is_masked_and_predicts_nothing():
-    batch = collate([Example((5, 6, 7), (False, True, True)), Example((8, 9), (False, True))], 3, "cpu")
+    batch = collate([example((5, 6, 7), (False, True, True)), example((8, 9), (False, True))], 3, "cpu")
     assert batch.ids.tolist() == [[5, 6, 7], [8, 9, 3]]
     assert batch.mask.tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch.predicts.tolist() == [[True, True, False], [True, False, False]]

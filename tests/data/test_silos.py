@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from silotune.data.corpus import read_split
+from silotune.data.corpus import chosen_rows
 from silotune.data.silos import SiloConfig, find_silos
 from silotune.errors import DataError
 
@@ -22,14 +22,14 @@ def test_folders_flat_files_and_single_silos(tmp_path):
     for pattern in ("deep/*", "deep", "flat", "flat/*.train.jsonl"):
         assert [silo.name for silo in find_silos(str(tmp_path / pattern))] == ["a", "b"], pattern
     flat = find_silos(str(tmp_path / "flat"))
-    assert flat[0].test is not None and flat[1].test is None
+    assert flat[0].test and not flat[1].test
     assert [silo.name for silo in find_silos(str(tmp_path / "deep" / "a"))] == ["a"]
     with pytest.raises(DataError, match="two silos are called 'a'"):
         find_silos([str(tmp_path / "deep"), str(tmp_path / "flat")])
     with pytest.raises(DataError, match="nothing matches"):
         find_silos(str(tmp_path / "none*"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"holds no train\.jsonl"):
+    with pytest.raises(DataError, match=r"holds no train\.\*"):
         find_silos(str(tmp_path / "empty"))
 
 
@@ -39,11 +39,13 @@ def test_without_a_test_file_a_seeded_share_is_held_out(tmp_path):
         "".join(f'{{"prompt": "q{i}", "completion": "a"}}\n' for i in range(20))
     )
     files = find_silos(str(tmp_path / "s"))[0]
-    train, test = read_split(files, 0.2, 5)
-    assert (len(train), len(test)) == (16, 4)
-    assert {row.line for row in train} | {row.line for row in test} == set(range(1, 21))
-    assert read_split(files, 0.2, 5) == (train, test)
-    assert read_split(files, 0.2, 6) != (train, test)
+    chosen = chosen_rows(files, 20, 0, 0.2, 5)
+    assert (len(chosen.train), len(chosen.test)) == (16, 4)
+    assert sorted([*chosen.train, *chosen.test]) == list(range(20))
+    assert (chosen_rows(files, 20, 0, 0.2, 5).test == chosen.test).all()
+    assert (chosen_rows(files, 20, 0, 0.2, 6).test != chosen.test).any()
+    with pytest.raises(DataError, match="nothing to hold out"):
+        chosen_rows(files, 1, 0, 0.2, 5)
 
 
 def test_configuration_survives_its_json(tmp_path):

@@ -84,7 +84,7 @@ def test_a_node_without_configuration_answers_with_a_failure(make_recipe):
 
 
 def test_virtual_silos_come_from_the_recipe_that_this_machine_names(make_recipe, tmp_path, monkeypatch):
-    from silotune.settings import dump_recipe
+    from silotune.recipe import dump_recipe
 
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(dump_recipe(make_recipe()), encoding="utf-8")

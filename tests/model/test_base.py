@@ -9,8 +9,9 @@ import pytest
 import torch
 from tests.conftest import make_model
 
+from silotune import cache
 from silotune.errors import ModelError
-from silotune.model import base, cache, embedded, gguf
+from silotune.model import base, embedded, gguf
 
 
 def test_device_and_dtype_that_are_not_here_are_refused(monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 from tests.real import helpers
 
 import silotune.federation
-from silotune.settings import dump_recipe
+from silotune.recipe import dump_recipe
 
 pytestmark = pytest.mark.real
 

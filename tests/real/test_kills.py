@@ -9,7 +9,7 @@ import psutil
 import pytest
 from tests.real import helpers
 
-from silotune.settings import dump_recipe
+from silotune.recipe import dump_recipe
 
 pytestmark = pytest.mark.real
 

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from tests.data.helpers import split_of
 
 from silotune.data.batches import collate, plan_round
 from silotune.data.rows import Row, Turn
-from silotune.data.tokens import encode_rows
+from silotune.data.store import Split
 from silotune.model import lora
 from silotune.model.adapter import initial_adapter
 from silotune.model.base import place
@@ -32,7 +33,7 @@ def resident(tiny_base):
 
 @pytest.fixture
 def examples(resident):
-    return encode_rows(resident.tokenizer, rows(), 200, "x").examples
+    return split_of(resident.tokenizer, rows(), 200)
 
 
 def run(resident, examples, settings, round_=1, seed=0):
@@ -61,7 +62,7 @@ def test_same_seed_same_bits_and_other_seeds_other_bits(resident, examples):
 
 def test_the_loop_equals_one_written_out_with_plain_logits(tiny_base):
     resident = tuner(str(tiny_base), LoraSettings(r=2), place("cpu", "auto"))
-    examples = encode_rows(resident.tokenizer, rows(), 200, "x").examples
+    examples = split_of(resident.tokenizer, rows(), 200)
     settings = TrainingSettings(
         rounds=1, steps=4, batch=2, accumulation=2, learning_rate=0.01, clip=0.5, weight_decay=0.1
     )
@@ -69,7 +70,7 @@ def test_the_loop_equals_one_written_out_with_plain_logits(tiny_base):
     lora.put(resident.model, initial_adapter(resident.spec, 0))
     factors = list(lora.factors(resident.model).values())
     optimizer = torch.optim.AdamW(factors, lr=1.0, weight_decay=0.1)
-    for number, step in enumerate(plan_round(settings, [len(e.ids) for e in examples], 0, "s", 1), 1):
+    for number, step in enumerate(plan_round(settings, examples.lengths, 0, "s", 1), 1):
         optimizer.param_groups[0]["lr"] = learning_rate(settings, number / 4)
         optimizer.zero_grad()
         batches = [collate([examples[row]], 0, "cpu") for rows_ in step for row in rows_]
@@ -99,11 +100,11 @@ def test_a_loss_that_is_not_finite_is_told(resident, examples):
 def test_evaluation_equals_row_by_row_and_stops_when_asked(resident, examples):
     lora.put(resident.model, initial_adapter(resident.spec, 0))
     score = evaluate(resident, examples)
-    single = [evaluate(resident, [example]) for example in examples]
+    single = [evaluate(resident, Split(examples.store, examples.chosen[row : row + 1])) for row in range(len(examples))]
     assert score.loss == pytest.approx(sum(one.loss for one in single), rel=1e-5)
     assert (score.tokens, score.correct) == (sum(o.tokens for o in single), sum(o.correct for o in single))
     assert score.tokens == sum(example.loss_tokens for example in examples)
-    assert evaluate(resident, []).tokens == 0
+    assert evaluate(resident, Split(examples.store, examples.chosen[:0])).tokens == 0
 
     def stop():
         raise KeyboardInterrupt

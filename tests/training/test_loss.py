@@ -3,9 +3,9 @@
 import pytest
 import torch
 from tests.conftest import make_model
+from tests.data.helpers import example
 
 from silotune.data.batches import collate
-from silotune.data.tokens import Example
 from silotune.model import lora
 from silotune.model.adapter import initial_adapter
 from silotune.model.base import place
@@ -19,7 +19,7 @@ def examples(count=4):
     rows = []
     for index in range(count):
         ids = torch.randint(3, 90, (6 + 3 * index,), generator=generator).tolist()
-        rows.append(Example(tuple(ids), tuple(position >= 2 + index for position in range(len(ids)))))
+        rows.append(example(ids, [position >= 2 + index for position in range(len(ids))]))
     return rows
 
 
@@ -53,7 +53,7 @@ def test_answer_logits_equal_the_plain_path(tuned):
 
 
 def test_padding_changes_nothing(tuned):
-    together, apart = [examples()], [[example] for example in examples()]
+    together, apart = [examples()], [[one] for one in examples()]
     close(loss_and_gradients(tuned, answer_logits, together), loss_and_gradients(tuned, plain_logits, apart))
 
 

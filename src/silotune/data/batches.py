@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from silotune.data.seeds import derive
 from silotune.data.tokens import Example
@@ -24,7 +25,7 @@ def steps_in_round(settings: TrainingSettings, rows: int) -> int:
 
 
 def plan_round(
-    settings: TrainingSettings, lengths: Sequence[int], seed: int, silo: str, round_: int
+    settings: TrainingSettings, lengths: NDArray[np.int64], seed: int, silo: str, round_: int
 ) -> list[list[list[int]]]:
     """Row numbers of a round: [step][forward pass][row].
 
@@ -42,7 +43,7 @@ def plan_round(
     passes = steps * settings.accumulation
     first = (round_ - 1) * passes * settings.batch
     rows = _walk(first, passes * settings.batch, len(lengths), seed, silo)
-    rows.sort(key=lambda row: lengths[row])
+    rows.sort(key=lambda row: int(lengths[row]))
     batches = [rows[start : start + settings.batch] for start in range(0, len(rows), settings.batch)]
     order = np.random.default_rng(derive(seed, "order", silo, round_)).permutation(passes)
     shuffled = [batches[index] for index in order]
@@ -86,13 +87,13 @@ def collate(examples: Sequence[Example], pad: int, device: str) -> Batch:
     predicts = torch.zeros((len(examples), length), dtype=torch.bool)
     for index, example in enumerate(examples):
         size = len(example.ids)
-        ids[index, :size] = torch.tensor(example.ids)
+        ids[index, :size] = torch.from_numpy(example.ids.astype(np.int64))
         mask[index, :size] = 1
-        predicts[index, : size - 1] = torch.tensor(example.answered[1:], dtype=torch.bool)
+        predicts[index, : size - 1] = torch.from_numpy(example.answered[1:].astype(np.bool_))
     return Batch(ids.to(device), mask.to(device), predicts.to(device))
 
 
-def by_length(examples: Sequence[Example], rows: int) -> list[list[int]]:
+def by_length(lengths: NDArray[np.int64], rows: int) -> list[list[int]]:
     """Row numbers in batches of `rows` of similar length, for evaluation."""
-    order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
+    order = np.argsort(lengths, kind="stable").tolist()
     return [order[start : start + rows] for start in range(0, len(order), rows)]

@@ -1,30 +1,37 @@
-"""Which silos a pattern names, and which files are theirs."""
+"""Which silos there are, and which files are theirs."""
 
 import glob
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from silotune.data.files import printable, require_file
+from silotune.data.readers import ENDINGS
+from silotune.data.reading import Reading
 from silotune.errors import DataError
+from silotune.settings import HUB, SiloSource
 
 
 @dataclass(frozen=True)
 class SiloFiles:
-    """A silo's name and the files of its text."""
+    """A silo's name and the sources of its text: paths of files, or dataset ids."""
 
     name: str
-    train: Path
-    test: Path | None
-    """None: a share of the training rows is held out."""
+    train: tuple[str, ...]
+    test: tuple[str, ...] = ()
+    """Empty: a share of the training rows is held out."""
+    part: str | None = None
+    """The folder that says which rows of these sources are this silo's (`pool`); None: all."""
 
 
 def find_silos(patterns: str | Sequence[str]) -> tuple[SiloFiles, ...]:
     """Find the silos that patterns name, sorted by name.
 
-    A pattern (glob) may match a silo's folder with `train.jsonl` and optionally `test.jsonl`; a folder of such
-    folders; a folder of files `NAME.train.jsonl` and optionally `NAME.test.jsonl`; or such files themselves.
+    A pattern (glob) may match a silo's folder with `train.*` and optionally `test.*`; a folder of such folders; a
+    folder of files `NAME.train.*` and optionally `NAME.test.*`; or such files themselves. A split may be several
+    files (`train.jsonl`, `train.2.csv`), which are read in the order of their names.
 
     Raises:
         DataError: nothing there, or two silos of one name.
@@ -35,37 +42,113 @@ def find_silos(patterns: str | Sequence[str]) -> tuple[SiloFiles, ...]:
         found_here = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))  # noqa: PTH207 - absolute
         matches = [Path(match) for match in found_here]
         if not matches:
-            raise DataError(f"data.silos: nothing matches {pattern}.")
+            raise DataError(f"data.silos: nothing matches {printable(pattern)}.")
         silos = [silo for match in matches for silo in _silos_at(match)]
         if not silos:
-            raise DataError(f"data.silos: {pattern} holds no train.jsonl and no NAME.train.jsonl.")
+            raise DataError(f"data.silos: {printable(pattern)} holds no train.* and no NAME.train.* file of rows "
+                            f"({', '.join(ENDINGS)}).")  # fmt: skip
         found += silos
+    return _by_name(found)
+
+
+def listed_silos(sources: Sequence[SiloSource]) -> tuple[SiloFiles, ...]:
+    """The silos of an explicit list, sorted by name.
+
+    Raises:
+        DataError: a pattern matches nothing, or two silos of one name.
+    """
+    found = []
+    for number, source in enumerate(sources):
+        train = expand(source.train, f"data.silos[{number}].train")
+        test = expand(source.test, f"data.silos[{number}].test") if source.test is not None else ()
+        found.append(SiloFiles(source.name, train, test))
+    return _by_name(found)
+
+
+def expand(sources: str | Sequence[str], key: str) -> tuple[str, ...]:
+    """The files that patterns match, in order; dataset ids as they are.
+
+    Raises:
+        DataError: a pattern matches nothing.
+    """
+    files: list[str] = []
+    for pattern in [sources] if isinstance(sources, str) else sources:
+        literal = pattern.startswith(HUB) or Path(pattern).exists() or Path(pattern).is_symlink()
+        matches = [pattern] if literal else sorted(glob.glob(pattern))  # noqa: PTH207 - absolute
+        if not matches:
+            raise DataError(f"{key}: nothing matches {printable(pattern)}.")
+        files += [match for match in matches if match not in files]
+    return tuple(files)
+
+
+def _by_name(found: Sequence[SiloFiles]) -> tuple[SiloFiles, ...]:
     by_name: dict[str, SiloFiles] = {}
     for silo in found:
         other = by_name.setdefault(silo.name, silo)
         if other.train != silo.train:
-            raise DataError(f"data.silos: two silos are called {silo.name!r}: {other.train} and {silo.train}.")
+            raise DataError(f"data.silos: two silos are called {printable(silo.name)!r}: "
+                            f"{printable(other.train[0])} and {printable(silo.train[0])}.")  # fmt: skip
     return tuple(by_name[name] for name in sorted(by_name))
 
 
 def _silos_at(path: Path) -> list[SiloFiles]:
-    if path.is_file():
-        return [_flat(path)] if path.name.endswith(".train.jsonl") else []
-    if (path / "train.jsonl").is_file():
-        test = path / "test.jsonl"
-        return [SiloFiles(path.resolve().name, path / "train.jsonl", test if test.is_file() else None)]
-    flat = sorted(path.glob("*.train.jsonl"))
-    if flat:
-        return [_flat(file) for file in flat]
-    return [
-        silo for folder in sorted(path.iterdir()) if (folder / "train.jsonl").is_file() for silo in _silos_at(folder)
-    ]
+    """The silos of a folder or of a file `NAME.train.*`."""
+    if not path.is_dir():
+        name = _name_of(path, "train")
+        return [_silo(path.parent, name)] if name else []
+    if silos := _silos_in(path):
+        return silos
+    return [silo for entry in _entries(path) if entry.is_dir() for silo in _silos_in(entry)]
 
 
-def _flat(train: Path) -> SiloFiles:
-    name = train.name.removesuffix(".train.jsonl")
-    test = train.with_name(f"{name}.test.jsonl")
-    return SiloFiles(name, train, test if test.is_file() else None)
+def _silos_in(folder: Path) -> list[SiloFiles]:
+    """The silos whose files lie in a folder itself."""
+    entries = _entries(folder)
+    if any(_belongs(entry, "", "train") for entry in entries):
+        return [_silo(folder, "")]
+    names = sorted({name for entry in entries if (name := _name_of(entry, "train"))})
+    for entry in entries:
+        name = _name_of(entry, "test")
+        if _belongs(entry, "", "test") or (name and name not in names):
+            raise DataError(f"{printable(entry)}: a silo without rows: it has a test and no train file beside it.")
+    return [_silo(folder, name) for name in names]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{printable(folder)}: cannot be read ({error.strerror}).") from None
+
+
+def _stem(path: Path) -> str:
+    """The name without the ending of a format; empty if it has none of those."""
+    name = path.name
+    ending = max((end for end in ENDINGS if name.lower().endswith(end)), key=len, default=None)
+    return name[: -len(ending)] if ending else ""
+
+
+def _name_of(path: Path, split: str) -> str:
+    """NAME of a file `NAME.train.*` or `NAME.train.2.*`; empty if it is not called so."""
+    name, separator, more = _stem(path).rpartition(f".{split}")
+    return name if separator and (not more or more.startswith(".")) else ""
+
+
+def _belongs(path: Path, silo: str, split: str) -> bool:
+    """Whether a file holds rows of a split: `train.jsonl`, `train.2.csv.gz`, or with the silo's name before."""
+    stem, start = _stem(path), f"{silo}.{split}" if silo else split
+    return stem == start or stem.startswith(f"{start}.")
+
+
+def _silo(folder: Path, name: str) -> SiloFiles:
+    """The silo of a folder, or of the files in it that begin with its name. Its links must not lead out of there."""
+    splits: dict[str, tuple[str, ...]] = {}
+    for split in ("train", "test"):
+        files = [entry for entry in _entries(folder) if _belongs(entry, name, split)]
+        for file in files:
+            require_file(file, folder)
+        splits[split] = tuple(str(file) for file in files)
+    return SiloFiles(name or folder.resolve().name, splits["train"], splits["test"])
 
 
 @dataclass(frozen=True)
@@ -76,6 +159,11 @@ class SiloConfig:
     base: str | None = None
     """Where the base model lies here; None: the job's embedded name or hub id."""
     holdout: float = 0.1
+    reading: Reading = field(default_factory=Reading)
+    leaks: Path | None = None
+    """The folder that names the test rows that also stand in training text; None: not looked for."""
+    drop_leaks: bool = False
+    """Leave those out of the test."""
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 0
@@ -93,8 +181,16 @@ class SiloConfig:
     def from_json(cls, text: str) -> "SiloConfig":
         """Read what `to_json` wrote."""
         values: dict[str, Any] = json.loads(text)
-        files = values.pop("files")
-        for key in ("ledger", "scratch"):
+        for key in ("leaks", "ledger", "scratch"):
             values[key] = Path(values[key]) if values[key] else None
-        test = Path(files["test"]) if files["test"] else None
-        return cls(files=SiloFiles(files["name"], Path(files["train"]), test), **values)
+        reading = values.pop("reading")
+        fields = tuple((meaning, name) for meaning, name in reading["fields"])
+        return cls(
+            files=_files(values.pop("files")),
+            reading=Reading(fields, reading["text_rows"]),
+            **values,
+        )
+
+
+def _files(values: dict[str, Any]) -> SiloFiles:
+    return SiloFiles(values["name"], tuple(values["train"]), tuple(values["test"]), values["part"])

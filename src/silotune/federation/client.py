@@ -11,7 +11,7 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from pydantic import ValidationError
 
 import silotune
 from silotune import algorithms
-from silotune.data.corpus import Corpus, load_corpus
+from silotune.data.corpus import Corpus, leaks_of, load_corpus, reading_of
 from silotune.data.silos import SiloConfig, find_silos
 from silotune.errors import InputError, SilotuneError
 from silotune.federation.local import crew_of
 from silotune.model.base import LOCAL, public_name
-from silotune.settings import Job, load_recipe
+from silotune.recipe import check_recipe, load_recipe
+from silotune.settings import Job
 from silotune.wire import manifest
 from silotune.wire.envelope import Envelope, Kind, Scalar, failure
 
@@ -37,8 +38,9 @@ SILOS_VARIABLE, SCRATCH_VARIABLE = "SILOTUNE_SILOS", "SILOTUNE_SCRATCH"
 def silo_of(node_config: Mapping[str, Any]) -> SiloConfig:
     """The silo's configuration: from its node's configuration, or by its partition in a simulation.
 
-    Node configuration of a SuperNode: `data` (a silo's folder or its NAME.train.jsonl) and optionally `silo`
-    (its name), `base` (where the base model lies), `threads`, `device`, `dtype`, `holdout`, `ledger`.
+    Node configuration of a SuperNode: `data` (a silo's folder or its NAME.train.*) and optionally `silo` (its name),
+    `base` (where the base model lies), `threads`, `device`, `dtype`, `holdout`, `ledger`, `fields` (what the fields
+    of rows are: "prompt=q,response=a"), `text-rows`, `drop-leaks`.
 
     Raises:
         InputError: neither is there, or a key is unknown or of the wrong type.
@@ -64,6 +66,7 @@ def _virtual_silos(recipe: str, scratch: str | None) -> tuple[SiloConfig, ...]:
 
 NODE_KEYS: Mapping[str, type] = {
     "data": str, "silo": str, "base": str, "threads": int, "device": str, "dtype": str, "holdout": float, "ledger": str,
+    "fields": str, "text-rows": str, "drop-leaks": bool,
 }  # fmt: skip
 
 
@@ -77,9 +80,31 @@ def _from_node(node_config: Mapping[str, Any]) -> SiloConfig:
     found = find_silos(given.pop("data"))
     if len(found) != 1:
         raise InputError(f"node configuration: data must be one silo's, it holds {len(found)}")
-    files = type(found[0])(given.pop("silo", found[0].name), found[0].train, found[0].test)
-    ledger = given.pop("ledger", None)
-    return SiloConfig(files=files, ledger=Path(ledger) if ledger else None, **given)
+    files = replace(found[0], name=given.pop("silo", found[0].name))
+    settings = check_recipe(_sections(given), "node configuration")
+    return SiloConfig(
+        files=files,
+        base=given.get("base"),
+        holdout=settings.data.holdout,
+        reading=reading_of(settings.data),
+        drop_leaks=settings.data.drop_leaks,
+        device=settings.model.device,
+        dtype=settings.model.dtype,
+        threads=settings.federation.threads or 0,
+        ledger=Path(given["ledger"]) if "ledger" in given else None,
+    )
+
+
+def _sections(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """A node's settings where a recipe has them, so that they have the same bounds."""
+    sections: dict[str, dict[str, Any]] = {"data": {}, "model": {}, "federation": {}}
+    for section, keys in (("data", ("holdout", "text-rows", "drop-leaks")), ("model", ("device", "dtype")),
+                          ("federation", ("threads",))):  # fmt: skip
+        sections[section] = {key.replace("-", "_"): given[key] for key in keys if key in given}
+    if "fields" in given:
+        pairs = [pair.partition("=") for pair in given["fields"].split(",")]
+        sections["data"]["fields"] = {meaning.strip(): name.strip() for meaning, _, name in pairs}
+    return sections
 
 
 # ------------------------------------------------------------------------------------------- answering
@@ -137,7 +162,9 @@ def _prepare(request: Envelope, silo: SiloConfig) -> _Work:
         raise InputError(f"the server's job cannot be used: {error.errors()[0]['msg']}") from None
     torch.set_num_threads(silo.threads or os.cpu_count() or 1)
     resident = tuner(_base(job, silo), job.lora, place(silo.device, silo.dtype))
-    corpus = load_corpus(silo.files, resident.tokenizer, job.max_length, silo.holdout, job.seed)
+    if silo.leaks is None:
+        silo = replace(silo, leaks=leaks_of([silo.files], silo.reading, silo.holdout, job.seed))
+    corpus = load_corpus(silo, resident.tokenizer, job.max_length, job.seed)
     round_ = int(request.fields.get("round", 0))
     return _Work(job, silo, round_, resident, corpus, Progress(silo.scratch, silo.files.name, round_, request.kind))
 
@@ -158,11 +185,11 @@ def _hello(request: Envelope, silo: SiloConfig) -> Envelope:
         "silo": silo.files.name,
         "fingerprint": work.tuner.fingerprint,
         "base_bytes": work.tuner.base_bytes,
-        "train_rows": len(train.examples),
-        "train_tokens": sum(len(example.ids) for example in train.examples),
+        "train_rows": len(train),
+        "train_tokens": train.tokens,
         "train_loss_tokens": train.loss_tokens,
         "train_cut": train.cut,
-        "test_rows": len(test.examples),
+        "test_rows": len(test),
         "test_loss_tokens": test.loss_tokens,
         "test_cut": test.cut,
         "text_bytes": train.text_bytes + test.text_bytes,
@@ -189,7 +216,7 @@ def _train(request: Envelope, silo: SiloConfig) -> Envelope:
     received = _received(request, work)
     job, name = work.job, silo.files.name
     totals = train_round(
-        work.tuner, work.corpus.train.examples, job.training, job.seed, name, work.round,
+        work.tuner, work.corpus.train, job.training, job.seed, name, work.round,
         lambda step: work.progress(**asdict(step)),
     )  # fmt: skip
     update = algorithms.find(job.algorithm).client(received, lora.take(work.tuner.model))
@@ -199,7 +226,7 @@ def _train(request: Envelope, silo: SiloConfig) -> Envelope:
         "loss": totals.loss,
         "tokens": totals.tokens,
         "loss_tokens": totals.loss_tokens,
-        "examples": len(work.corpus.train.examples),
+        "examples": len(work.corpus.train),
         "seconds": totals.seconds,
     }
     return Envelope("up", "train", fields, vector, described)
@@ -210,7 +237,7 @@ def _evaluate(request: Envelope, silo: SiloConfig) -> Envelope:
 
     work = _prepare(request, silo)
     _received(request, work)
-    score = evaluate(work.tuner, work.corpus.test.examples, lambda: work.progress())
+    score = evaluate(work.tuner, work.corpus.test, lambda: work.progress())
     fields: dict[str, Scalar] = {
         "rows": score.rows,
         "tokens": score.tokens,

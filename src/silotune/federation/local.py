@@ -4,19 +4,25 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from silotune.data.corpus import read_split
-from silotune.data.silos import SiloConfig, SiloFiles, find_silos
+from silotune.data import leaks
+from silotune.data.corpus import leaks_of, load_corpus, reading_of, silos_of
+from silotune.data.files import printable
+from silotune.data.leaks import Leaks
+from silotune.data.silos import SiloConfig, SiloFiles
+from silotune.data.store import stamp
 from silotune.errors import RecipeError
 from silotune.federation.events import Venue, Watcher
 from silotune.federation.progress import ask_to_stop
-from silotune.model.base import LOCAL, place, public_name
+from silotune.model.base import LOCAL, load_tokenizer, locate, place, public_name
 from silotune.settings import Recipe
+
+LONGEST_NAME = 64
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,8 @@ class Crew:
     """Heaviest first: the order in which an engine begins them."""
     workers: int
     threads: int
+    leaks: Mapping[str, Leaks]
+    """Of each silo's test, rows that also stand in any silo's training text."""
 
     def showing(self, scratch: Path) -> "Crew":
         """The same crew, showing its progress in a folder."""
@@ -34,44 +42,72 @@ class Crew:
 
 
 def muster(recipe: Recipe) -> Crew:
-    """Find the silos, read every row of theirs once, and divide the cores.
+    """Find the silos, read and tokenise every row of theirs, and divide the cores.
 
     Raises:
         InputError: text, settings or device that cannot be used; nothing has been trained.
     """
-    crew = crew_of(recipe)
-    if len(crew.silos) < recipe.federation.minimum:
-        raise RecipeError(
-            f"federation.minimum: asks for {recipe.federation.minimum} silos a round, data.silos has {len(crew.silos)} "
-            f"({', '.join(sorted(silo.files.name for silo in crew.silos))})."
-        )
-    for silo in crew.silos:
-        read_split(silo.files, recipe.data.holdout, recipe.seed)
     place(recipe.model.device, recipe.model.dtype)
+    crew = crew_of(recipe)
+    require_enough(recipe, [silo.files.name for silo in crew.silos])
+    tokenizer = load_tokenizer(locate(recipe.model.base))
+    for silo in crew.silos:
+        load_corpus(silo, tokenizer, recipe.data.max_length, recipe.seed)
     return crew
 
 
+def require_enough(recipe: Recipe, names: Sequence[str]) -> None:
+    """Refuse silos that cannot make a round.
+
+    Raises:
+        RecipeError: too few, or a name that cannot be shown.
+    """
+    if len(names) < recipe.federation.minimum:
+        raise RecipeError(
+            f"federation.minimum: asks for {recipe.federation.minimum} silos a round, data.silos has {len(names)} "
+            f"({', '.join(sorted(map(printable, names)))})."
+        )
+    for name in names:
+        if len(name) > LONGEST_NAME or not name.isprintable():
+            raise RecipeError(
+                f"data.silos: {printable(name)!r} cannot be a silo's name: it has more than {LONGEST_NAME} characters, "
+                "or some that cannot be shown. Rename its folder, or list the silos with [[data.silos]]."
+            )
+
+
 def crew_of(recipe: Recipe) -> Crew:
-    """The silos that a recipe names on this machine, and their share of it; their rows are not read.
+    """The silos that a recipe names on this machine, and their share of it; what was read before is not read again.
 
     Raises:
         DataError: there are none, or two of one name.
     """
-    found = find_silos(recipe.data.silos)
+    found = silos_of(recipe.data, recipe.seed)
     cores = os.cpu_count() or 1
     inline = recipe.federation.engine == "inline"
     workers = 1 if inline else min(recipe.federation.workers or cores, len(found))
     threads = recipe.federation.threads or max(1, cores // workers)
     base = recipe.model.base if public_name(recipe.model.base) == LOCAL else None
+    reading = reading_of(recipe.data)
+    leaked = leaks_of(found, reading, recipe.data.holdout, recipe.seed)
     silos = tuple(
-        SiloConfig(files, base, recipe.data.holdout, recipe.model.device, recipe.model.dtype, threads)
+        SiloConfig(
+            files=files,
+            base=base,
+            holdout=recipe.data.holdout,
+            reading=reading,
+            leaks=leaked,
+            drop_leaks=recipe.data.drop_leaks,
+            device=recipe.model.device,
+            dtype=recipe.model.dtype,
+            threads=threads,
+        )
         for files in sorted(found, key=_size, reverse=True)
     )
-    return Crew(silos, workers, threads)
+    return Crew(silos, workers, threads, {files.name: leaks.read(leaked, files.name) for files in found})
 
 
 def _size(files: SiloFiles) -> tuple[int, str]:
-    return files.train.stat().st_size, files.name
+    return sum(sum(stamp(source)[:1]) for source in files.train), files.name
 
 
 @contextmanager

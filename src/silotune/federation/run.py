@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from silotune.errors import RunError
 from silotune.privacy.ledger import append_line
-from silotune.settings import Recipe, check_recipe, difference, dump_recipe, load_recipe
+from silotune.recipe import check_recipe, difference, dump_recipe, load_recipe
+from silotune.settings import Recipe
 
 PACKAGES = ("silotune", "flwr", "ray", "torch", "transformers", "peft", "numpy", "safetensors", "tokenizers")
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from silotune.cache import build_once
 from silotune.errors import ModelError
-from silotune.model.cache import build_once
 from silotune.model.gguf import convert, sha256_of
 
 NAME = "smollm2-135m"

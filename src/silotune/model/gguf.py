@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from silotune.cache import build_once
 from silotune.errors import ModelError
-from silotune.model.cache import build_once
 
 
 def sha256_of(path: Path) -> str:

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from silotune.data.files import printable
 from silotune.federation.events import Event
 from silotune.federation.progress import read_progress
 from silotune.report.figures import human_bytes
@@ -60,29 +61,29 @@ def lines_for(event: Event) -> list[str]:
     fields = event.fields
     if event.kind == "run":
         return [f"run folder {fields['path']} ({fields['workers']} workers, {fields['threads']} threads each)"]
-    if event.kind == "joined":
-        cut = f", {fields['cut']} rows shortened to fit" if fields["cut"] else ""
+    if event.kind == "leaks":
+        what = "left out of the test" if fields["dropped"] else "see silotune check"
         return [
-            f"silo {_shown(fields['silo'])}: {fields['train_rows']} training rows, {fields['test_rows']} held out{cut}"
+            f"silo {printable(fields['silo'])}: {fields['exact']} test rows also stand in training text, "
+            f"{fields['near']} more nearly ({what})"
         ]
+    if event.kind == "joined":
+        name, rows, tested = printable(fields["silo"]), fields["train_rows"], fields["test_rows"]
+        cut = f", {fields['cut']} rows shortened to fit" if fields["cut"] else ""
+        return [f"silo {name}: {rows} training rows, {tested} held out{cut}"]
     if event.kind == "answered":
         return [
-            f"round {fields['round']}: {_shown(fields['silo'])} trained {fields['steps']} steps, "
+            f"round {fields['round']}: {printable(fields['silo'])} trained {fields['steps']} steps, "
             f"loss {fields['loss']:.3f}, {fields['tokens'] / max(fields['seconds'], 1e-9):.0f} tokens/s"
         ]
     if event.kind == "left_out":
-        return [f"left out: {_shown(fields['silo'])}: {_shown(fields['reason'])}"]
+        return [f"left out: {printable(fields['silo'])}: {printable(fields['reason'])}"]
     if event.kind == "round":
         held_out = f"held-out loss {fields['evaluation']['loss']:.3f}" if fields["evaluation"] else "not evaluated"
         error = f", e_agg {fields['e_agg']:.3f}" if fields["e_agg"] is not None else ""
         name = f"round {fields['round']}" if fields["round"] else "base model"
         return [f"{name}: {held_out}{error}, {fields['seconds']:.1f} s"]
     return []
-
-
-def _shown(text: object) -> str:
-    """Text from elsewhere without what a terminal would obey."""
-    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in str(text))
 
 
 class LiveTable:
@@ -144,7 +145,7 @@ class LiveTable:
 
     def _on_left_out(self, fields: dict[str, Any]) -> None:
         self._state.silos.setdefault(str(fields["silo"]), _Silo()).status = "left out"
-        self._state.left_out.append(f"{_shown(fields['silo'])}: {_shown(fields['reason'])}")
+        self._state.left_out.append(f"{printable(fields['silo'])}: {printable(fields['reason'])}")
 
     def _on_round(self, fields: dict[str, Any]) -> None:
         self._state.done = fields["round"]
@@ -179,7 +180,7 @@ class LiveTable:
             rate = now["tokens"] / max(now["seconds"], 1e-9)
         speed, shown_loss = f"{rate:.0f}" if rate else "", f"{loss:.3f}" if loss is not None else ""
         down, up = human_bytes(silo.down), human_bytes(silo.up)
-        table.add_row(Text(_shown(name)), step, speed, shown_loss, down, up, status)
+        table.add_row(Text(printable(name)), step, speed, shown_loss, down, up, status)
 
     def _left(self) -> str:
         state = self._state

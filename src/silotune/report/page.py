@@ -3,10 +3,10 @@
 from markupsafe import Markup
 
 from silotune.federation.run import RunFolder
+from silotune.recipe import dump_recipe
 from silotune.report import plots, samples
 from silotune.report.figures import gather
 from silotune.report.render import environment
-from silotune.settings import dump_recipe
 
 
 def write(run: RunFolder) -> None:

@@ -18,7 +18,7 @@ def loss_by_round(figures: RunFigures) -> str:
     for index, silo in enumerate(figures.silos):
         rounds = sorted(silo.losses)
         axes.plot(rounds, [silo.losses[r] for r in rounds], marker="o", markersize=3.5, linewidth=1.3,
-                  color=COLOURS[index % len(COLOURS)], label=_plain(silo.name))  # fmt: skip
+                  color=COLOURS[index % len(COLOURS)], label=plain(silo.name))  # fmt: skip
     rounds = sorted(figures.means)
     axes.plot(
         rounds, [figures.means[r]["loss"] for r in rounds], linewidth=2.6, color="#808080", label="all held-out rows"
@@ -35,7 +35,7 @@ def bytes_by_silo(figures: RunFigures) -> str:
     """Bytes that left and reached each silo over the run; an SVG element."""
     from matplotlib.figure import Figure
 
-    names = [_plain(silo.name) for silo in figures.silos]
+    names = [plain(silo.name) for silo in figures.silos]
     figure = Figure(figsize=(7.6, 1.2 + 0.42 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     places: Sequence[float] = range(len(names))
@@ -53,7 +53,7 @@ def bytes_by_silo(figures: RunFigures) -> str:
     return _svg(figure, axes)
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A silo's name as matplotlib shows it as it stands (a dollar sign would start mathematics)."""
     return name.replace("$", r"\$")
 

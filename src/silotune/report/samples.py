@@ -5,10 +5,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from silotune.data.corpus import read_split
-from silotune.data.rows import Turn
-from silotune.data.silos import find_silos
-from silotune.data.tokens import encode_prompt
+from silotune.data.corpus import chosen_rows, counted_rows, first_test_rows, reading_of, silos_of
+from silotune.data.rows import Row, Turn
+from silotune.data.tokens import encode_beginning, encode_prompt
 from silotune.federation.run import RunFolder
 from silotune.model import generation, lora
 from silotune.model.base import place
@@ -50,6 +49,17 @@ def read(folder: RunFolder) -> list[dict[str, Any]]:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
 
 
+def _asked(row: Row, tokenizer: Any) -> tuple[list[int], str, str]:
+    """Of a conversation the tokens up to its last answer, the last question and the answer; of a plain text its
+    first half and what follows."""
+    if row.text is None:
+        return encode_prompt(tokenizer, row.turns[:-1]), row.turns[-2].content, row.turns[-1].content
+    words = row.text.split(" ")
+    half = min(len(words) // 2, SAMPLE_TOKENS)
+    beginning, rest = " ".join(words[:half]), " ".join(words[half : half + SAMPLE_TOKENS])
+    return encode_beginning(tokenizer, beginning), beginning, rest
+
+
 def write(folder: RunFolder) -> None:
     """Answer the first held-out questions of every silo with the base and the tuned model, greedily.
 
@@ -59,15 +69,16 @@ def write(folder: RunFolder) -> None:
     resident = load(folder)
     sampling = Sampling(max_tokens=SAMPLE_TOKENS)
     found = []
-    for files in find_silos(recipe.data.silos):
-        _, test = read_split(files, recipe.data.holdout, recipe.seed)
-        for row in test[: recipe.report.samples]:
-            prompt = encode_prompt(resident.tokenizer, row.turns[:-1])
+    reading = reading_of(recipe.data)
+    for files in silos_of(recipe.data, recipe.seed):
+        chosen = chosen_rows(files, *counted_rows(files, reading), recipe.data.holdout, recipe.seed)
+        for row in first_test_rows(files, reading, chosen, recipe.report.samples):
+            prompt, question, reference = _asked(row, resident.tokenizer)
             base, tuned = (
                 generation.answer(resident.model, resident.tokenizer, prompt, sampling, base=plain)
                 for plain in (True, False)
             )
-            found.append({"silo": files.name, "question": row.turns[-2].content, "reference": row.turns[-1].content,
+            found.append({"silo": files.name, "question": question, "reference": reference,
                           "base": base, "tuned": tuned})  # fmt: skip
     unfinished = path(folder).with_suffix(".unfinished")
     unfinished.write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")

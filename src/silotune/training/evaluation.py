@@ -1,11 +1,11 @@
 """Held-out loss and token accuracy of the adapter that lies in the model."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from silotune.data.batches import by_length, collate
-from silotune.data.tokens import Example
+from silotune.data.store import Split
 from silotune.model.tuner import Tuner
 from silotune.training.loss import answer_logits, head_is_plain, plain_logits, summed_loss, targets
 
@@ -27,7 +27,7 @@ class Score:
     seconds: float = 0.0
 
 
-def evaluate(tuner: Tuner, examples: Sequence[Example], report: Callable[[], None] = lambda: None) -> Score:
+def evaluate(tuner: Tuner, examples: Split, report: Callable[[], None] = lambda: None) -> Score:
     """Score the adapter that lies in the model on rows; `report` is called after each batch and may raise to stop."""
     import torch
 
@@ -37,7 +37,7 @@ def evaluate(tuner: Tuner, examples: Sequence[Example], report: Callable[[], Non
     began = time.monotonic()
     loss, tokens, correct = 0.0, 0, 0
     with torch.inference_mode():
-        for rows in by_length(examples, ROWS):
+        for rows in by_length(examples.lengths, ROWS):
             batch = collate([examples[row] for row in rows], pad, tuner.device)
             logits = logits_of(model, batch)
             loss += float(summed_loss(logits, batch))

@@ -2,13 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from silotune.data.batches import collate, plan_round
 from silotune.data.seeds import derive
-from silotune.data.tokens import Example
+from silotune.data.store import Split
 from silotune.errors import SilotuneError
 from silotune.model import lora
 from silotune.model.tuner import Tuner
@@ -67,7 +67,7 @@ def learning_rate(settings: TrainingSettings, progress: float) -> float:
 
 def train_round(
     tuner: Tuner,
-    examples: Sequence[Example],
+    examples: Split,
     settings: TrainingSettings,
     seed: int,
     silo: str,
@@ -97,7 +97,7 @@ def train_round(
     logits_of = answer_logits if head_is_plain(model, tuner.device) else plain_logits
     parameters = list(lora.factors(model).values())
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=settings.weight_decay, foreach=True)
-    plan = plan_round(settings, [len(example.ids) for example in examples], seed, silo, round_)
+    plan = plan_round(settings, examples.lengths, seed, silo, round_)
     torch.manual_seed(derive(seed, "dropout", silo, round_))
     model.train()
     began = time.monotonic()

@@ -1,0 +1,74 @@
+"""Where silotune keeps what it has fetched, converted or worked out, whole or not at all."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock
+
+UNUSED_DAYS = 30
+"""What `kept` has built goes when it has not been used for so long."""
+
+
+def home() -> Path:
+    """The cache folder: `SILOTUNE_HOME` if set, else the platform's folder for caches."""
+    configured = os.environ.get("SILOTUNE_HOME")
+    return Path(configured).expanduser().resolve() if configured else platformdirs.user_cache_path("silotune")
+
+
+def build_once(name: str, build: Callable[[Path], None]) -> Path:
+    """Return the cached folder `name`, built by `build(folder)` if it is not there.
+
+    Safe when several processes start at once (one builds, the others wait) and when one is killed in the middle:
+    the folder takes its name only when it is whole.
+    """
+    target = home() / name
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.is_dir():
+            unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            try:
+                build(unfinished)
+                unfinished.rename(target)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    return target
+
+
+def kept(room: str, key: str, build: Callable[[Path], None]) -> Path:
+    """Like `build_once` for what is worked out of a silo's own text: readable by its user only, and not for ever.
+
+    Args:
+        room: the folder of its kind.
+        key: changes with everything that the result depends on.
+        build: writes the result to a folder.
+    """
+    folder = home() / room
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    built = not (folder / key).is_dir()
+    found = build_once(f"{room}/{key}", build)
+    os.utime(found)
+    if built:
+        _sweep(folder)
+    return found
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what has not been used for `UNUSED_DAYS`."""
+    oldest = time.time() - UNUSED_DAYS * 86_400
+    for entry in folder.iterdir():
+        try:
+            unused = entry.stat().st_mtime < oldest
+        except FileNotFoundError:  # another process sweeps too
+            continue
+        if unused and entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif unused:
+            entry.unlink(missing_ok=True)

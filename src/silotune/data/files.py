@@ -1,0 +1,152 @@
+"""Files opened with suspicion: what is no plain file, is damaged or unpacks without end is refused, with its name.
+
+Everything is streamed. What is held in memory at a time is one line of at most `MOST_ROW` bytes.
+"""
+
+import errno
+import gzip
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from silotune.errors import DataError
+
+MOST_ROW = 64 << 20
+"""Bytes of one row at most."""
+MOST_RATIO, FREE_BYTES = 200, 64 << 20
+"""A packed file may unpack to this many times its size (text packs to about a tenth), and to these bytes always."""
+
+GZIP = ".gz"
+
+
+def printable(name: object) -> str:
+    """A name as it may be shown in a terminal: control characters written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(name))
+
+
+def suffixes(path: Path) -> tuple[str, bool]:
+    """The file's format by its name, lower case, and whether it is packed with gzip: `.csv`, True for `a.CSV.gz`."""
+    name = path.name.lower()
+    packed = name.endswith(GZIP)
+    return Path(name.removesuffix(GZIP)).suffix, packed
+
+
+def require_file(path: Path, inside: Path | None = None) -> int:
+    """Return the size of a plain file.
+
+    Args:
+        path: what should be a plain file, or a link to one.
+        inside: the folder that links must not lead out of.
+
+    Raises:
+        DataError: it is none, is out of bounds, or cannot be looked at.
+    """
+    shown = printable(path)
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        broken = " (a link to nothing)" if path.is_symlink() else ""
+        raise DataError(f"{shown}: no such file{broken}.") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise DataError(f"{shown}: a link that leads back to itself.") from None
+        raise DataError(f"{shown}: cannot be read ({error.strerror}).") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{shown}: {_kind(status.st_mode)}, not a file. Give a file of rows.")
+    if inside is not None and not path.resolve().is_relative_to(inside.resolve()):
+        raise DataError(
+            f"{shown}: a link that leads out of the silo's folder. Copy the file there, or name it in the recipe "
+            "with [[data.silos]]."
+        )
+    return status.st_size
+
+
+def _kind(mode: int) -> str:
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
+    return next((name for test, name in kinds if test(mode)), "a device")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading, unpacked if its name ends with `.gz`; errors of reading become DataErrors.
+
+    Raises:
+        DataError: it cannot be read, is damaged or cut short, or unpacks to more than it may.
+    """
+    size = require_file(path)
+    shown = printable(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO put there meanwhile must not hold us
+        with open(descriptor, "rb") as raw:  # noqa: PTH123 - a descriptor
+            if not suffixes(path)[1]:
+                yield raw
+                return
+            with gzip.GzipFile(fileobj=raw) as packed:
+                yield _Bounded(packed, max(FREE_BYTES, MOST_RATIO * size), shown)  # type: ignore[misc]
+    except EOFError:
+        raise DataError(f"{shown}: the gzip file is cut short. Copy it again.") from None
+    except (gzip.BadGzipFile, zlib.error):
+        raise DataError(f"{shown}: not a sound gzip file. Copy it again, or drop `.gz` from its name.") from None
+    except OSError as error:
+        raise DataError(f"{shown}: cannot be read ({error.strerror}).") from None
+
+
+class _Bounded:
+    """A stream that refuses to yield more than so many bytes."""
+
+    def __init__(self, stream: gzip.GzipFile, most: int, shown: str) -> None:
+        self._stream, self._left, self._most, self._shown = stream, most, most, shown
+
+    def _counted(self, data: bytes) -> bytes:
+        self._left -= len(data)
+        if self._left < 0:
+            raise DataError(
+                f"{self._shown}: unpacks to more than {self._most >> 20} MiB, {MOST_RATIO} times its size or more. "
+                "Unpack it yourself if it is what it should be."
+            )
+        return data
+
+    def read(self, size: int = -1) -> bytes:
+        return self._counted(self._stream.read(size if size >= 0 else self._left + 1))
+
+    def readline(self, size: int = -1) -> bytes:
+        return self._counted(self._stream.readline(size if size >= 0 else self._left + 1))
+
+
+def numbered_lines(stream: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
+    r"""Yield (number from 1, text) of each line of a UTF-8 stream; a line ends with `\n` and with nothing else.
+
+    The line's end stays on it. A byte order mark at the start of the file is taken away.
+
+    Raises:
+        DataError: not UTF-8, a NUL byte, or a line longer than `MOST_ROW`.
+    """
+    shown = printable(path)
+    number = 0
+    while line := stream.readline(MOST_ROW + 1):
+        number += 1
+        if len(line) > MOST_ROW:
+            raise DataError(f"{shown}:{number}: the line is longer than {MOST_ROW >> 20} MiB.")
+        if number == 1:
+            _no_wide_encoding(line, shown)
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if b"\x00" in line:
+            raise DataError(f"{shown}:{number}: a NUL byte (column {line.index(0) + 1}). Save the file as UTF-8 text.")
+        try:
+            yield number, line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{shown}:{number}: not UTF-8 (byte {error.start + 1} of the line). Save the file as UTF-8."
+            ) from None
+
+
+def _no_wide_encoding(start: bytes, shown: str) -> None:
+    """Name UTF-16 and UTF-32, with a byte order mark or without."""
+    wide = start.startswith((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff"))
+    zeros = start[:64].count(0)
+    if wide or (zeros >= 4 and zeros * 3 >= len(start[:64])):
+        raise DataError(f"{shown}: the file is UTF-16 or UTF-32. Save it as UTF-8.")

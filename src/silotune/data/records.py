@@ -1,0 +1,24 @@
+"""What stands in a file of rows, before anything is known of what it means."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Record:
+    """The fields of a row, and where it stands."""
+
+    number: int
+    """Of its first line in the file (Parquet, datasets: of the row), from 1."""
+    where: str
+    """Its place as messages name it."""
+    fields: Mapping[str, Any]
+
+
+def json_type(value: Any) -> str:
+    """What a value is called in messages."""
+    names = {
+        type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list",
+    }  # fmt: skip
+    return names.get(type(value), "an object")

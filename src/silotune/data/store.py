@@ -1,0 +1,321 @@
+"""Tokenised rows on disk: built once for a content, memory-mapped by every process that trains on them.
+
+What is held in memory while a store is built is a block of rows and some 60 bytes a row, however large the files;
+a store in use costs the pages that are being read.
+"""
+
+import functools
+import hashlib
+import itertools
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from silotune import cache
+from silotune.data.files import printable, require_file
+from silotune.data.hub import identity
+from silotune.data.reading import Reading, Seen, read_rows
+from silotune.data.rows import Row
+from silotune.data.tokens import Example, encode
+from silotune.errors import DataError
+from silotune.settings import HUB
+
+FORMAT = 1
+BLOCK_ROWS, BLOCK_BYTES = 512, 4 << 20
+"""Rows are tokenised in blocks of so many, or of so many bytes of text."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """What holds for all rows of a store."""
+
+    shape: str
+    unused: tuple[str, ...]
+    """Fields that were read past."""
+    labels: tuple[str, ...]
+    """Values of the label field, in the order of their first row."""
+    pairs: bool
+    """Whether the rows are preference pairs."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """Rows in tokens."""
+
+    described: Described
+    ids: NDArray[np.int32]
+    """Of all examples, one after another."""
+    answered: NDArray[np.bool_]
+    offsets: NDArray[np.int64]
+    """(examples + 1,): where each example begins in `ids`."""
+    rows: NDArray[np.int32]
+    """(examples,): the row of each, counted from 0; a long plain text has several examples, a lost row none."""
+    loss_tokens: NDArray[np.int32]
+    """(examples,)"""
+    cut: NDArray[np.bool_]
+    """(rows,): shortened to fit."""
+    places: NDArray[np.int32]
+    """(rows, 2): number of the file, and of the line in it."""
+    labels: NDArray[np.int32]
+    """(rows,): number of the label, -1 for none."""
+    digests: NDArray[np.uint8]
+    """(rows, 16): rows of one digest say the same, white space apart."""
+    text_bytes: NDArray[np.int64]
+    """(rows,)"""
+
+    @property
+    def size(self) -> int:
+        """Rows, lost ones too."""
+        return len(self.cut)
+
+
+ARRAYS = ("offsets", "rows", "loss_tokens", "cut", "places", "labels", "digests", "text_bytes")
+
+
+def open_store(sources: Sequence[str], reading: Reading, tokenizer: Any, max_length: int) -> Store:
+    """The tokenised rows of files, from the cache if files, tokenizer and settings are what they were.
+
+    Raises:
+        DataError: a row cannot be used; nothing is kept then.
+    """
+    key = _key(sources, reading, tokenizer, max_length)
+    blocks = functools.partial(_read_and_encode, sources, reading, tokenizer, max_length)
+    before = [stamp(source) for source in sources]
+
+    def build(folder: Path) -> None:
+        _build(folder, blocks)
+        if [stamp(source) for source in sources] != before:
+            raise DataError(f"{printable(sources[0])}: the files were changed while they were read. Start again.")
+
+    return _opened(cache.kept("tokens", key, build))
+
+
+# ------------------------------------------------------------------------------------------------- key
+
+
+def content_key(sources: Sequence[str], reading: Reading, *more: object) -> str:
+    """A digest of what files hold and how they are read, and of whatever else a result depends on."""
+    digest = hashlib.blake2b(digest_size=20)
+    for part in (FORMAT, reading, *more):
+        digest.update(repr(part).encode() + b"\0")
+    for source in sources:
+        name = Path(source).name  # its ending says the format
+        digest.update(f"{name}\0{_content(source, stamp(source))}\0".encode())
+    return digest.hexdigest()
+
+
+def stamp(source: str) -> tuple[int, ...]:
+    """What changes when a file is written."""
+    if source.startswith(HUB):
+        return ()
+    require_file(Path(source))
+    status = Path(source).stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+@functools.lru_cache(maxsize=4096)
+def _content(source: str, _: tuple[int, ...]) -> str:
+    if source.startswith(HUB):
+        return identity(source)
+    try:
+        with Path(source).open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20)).hexdigest()
+    except OSError as error:
+        raise DataError(f"{printable(source)}: cannot be read ({error.strerror}).") from None
+
+
+def _key(sources: Sequence[str], reading: Reading, tokenizer: Any, max_length: int) -> str:
+    return content_key(sources, reading, max_length, _tokenizer_digest(_Same(tokenizer)), tokenizer.chat_template)
+
+
+class _Same:
+    """A tokenizer as part of a cache key: the same object is the same key."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __hash__(self) -> int:
+        return id(self.tokenizer)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.tokenizer is self.tokenizer
+
+
+@functools.lru_cache(maxsize=8)
+def _tokenizer_digest(same: _Same) -> str:
+    tokenizer = same.tokenizer
+    described = [type(tokenizer).__name__, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.eos_token]
+    if tokenizer.is_fast:
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        described.append(backend.to_str())
+    else:
+        described += [sorted(tokenizer.get_vocab().items()), str(tokenizer)]
+    return hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ build
+
+
+@dataclass
+class _Index:
+    """What is kept of each row and example while a store is built."""
+
+    offsets: "array[int]" = field(default_factory=lambda: array("q", [0]))
+    rows: "array[int]" = field(default_factory=lambda: array("i"))
+    loss_tokens: "array[int]" = field(default_factory=lambda: array("i"))
+    cut: "array[int]" = field(default_factory=lambda: array("b"))
+    places: "array[int]" = field(default_factory=lambda: array("i"))
+    labels: "array[int]" = field(default_factory=lambda: array("i"))
+    digests: bytearray = field(default_factory=bytearray)
+    text_bytes: "array[int]" = field(default_factory=lambda: array("q"))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """As they are written to the disk."""
+        return {
+            "offsets": np.array(self.offsets, np.int64),
+            "rows": np.array(self.rows, np.int32),
+            "loss_tokens": np.array(self.loss_tokens, np.int32),
+            "cut": np.array(self.cut, np.bool_),
+            "places": np.array(self.places, np.int32).reshape(-1, 2),
+            "labels": np.array(self.labels, np.int32),
+            "digests": np.frombuffer(bytes(self.digests), np.uint8).reshape(-1, 16),
+            "text_bytes": np.array(self.text_bytes, np.int64),
+        }
+
+
+def _read_and_encode(
+    sources: Sequence[str], reading: Reading, tokenizer: Any, max_length: int, seen: Seen
+) -> Iterator[tuple[int, Row, list[Example]]]:
+    for block in _blocks(read_rows(sources, reading, seen)):
+        try:
+            encoded = encode(tokenizer, [row for _, row in block], max_length)
+        except DataError as error:
+            raise DataError(f"{printable(sources[block[0][0]])}, {error}") from None
+        for (source, row), examples in zip(block, encoded, strict=True):
+            yield source, row, examples
+
+
+def _blocks(rows: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
+    """Rows of one file, a few hundred at a time."""
+    for _, of_file in itertools.groupby(rows, key=lambda pair: pair[0]):
+        block: list[tuple[int, Row]] = []
+        size = 0
+        for source, row in of_file:
+            block.append((source, row))
+            size += row.text_bytes
+            if len(block) >= BLOCK_ROWS or size >= BLOCK_BYTES:
+                yield block
+                block, size = [], 0
+        if block:
+            yield block
+
+
+def _build(folder: Path, read: Any) -> None:
+    seen = Seen()
+    index, labels, pairs = _Index(), dict[str, int](), False
+    with (folder / "ids.bin").open("wb") as ids, (folder / "answered.bin").open("wb") as answered:
+        for number, (source, row, examples) in enumerate(read(seen)):
+            for example in examples:
+                ids.write(example.ids.tobytes())
+                answered.write(example.answered.tobytes())
+                index.offsets.append(index.offsets[-1] + len(example.ids))
+                index.rows.append(number)
+                index.loss_tokens.append(example.loss_tokens)
+            index.cut.append(any(example.cut for example in examples))
+            index.places.extend((source, row.line))
+            index.labels.append(-1 if row.label is None else labels.setdefault(row.label, len(labels)))
+            index.digests += row.digest
+            index.text_bytes.append(row.text_bytes)
+            pairs = pairs or row.rejected is not None
+    for name, values in index.arrays().items():
+        np.save(folder / f"{name}.npy", values)
+    described = Described(seen.shape, tuple(sorted(seen.unused)), tuple(labels), pairs)
+    (folder / "described.json").write_text(json.dumps(asdict(described)), encoding="utf-8")
+
+
+def _opened(folder: Path) -> Store:
+    told = json.loads((folder / "described.json").read_text(encoding="utf-8"))
+    described = Described(told["shape"], tuple(told["unused"]), tuple(told["labels"]), told["pairs"])
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+    tokens = int(arrays["offsets"][-1])
+    ids = np.memmap(folder / "ids.bin", np.int32, "r") if tokens else np.zeros(0, np.int32)
+    answered = np.memmap(folder / "answered.bin", np.bool_, "r") if tokens else np.zeros(0, np.bool_)
+    return Store(described, ids, answered, **arrays)
+
+
+# ------------------------------------------------------------------------------------------------ split
+
+
+@dataclass(frozen=True)
+class Split(Sequence[Example]):
+    """Some rows of a store, as the examples that training and evaluation take."""
+
+    store: Store
+    chosen: NDArray[np.int64]
+    """Rows of the store, rising."""
+
+    @functools.cached_property
+    def _examples(self) -> NDArray[np.int64]:
+        member = np.zeros(self.store.size, np.bool_)
+        member[self.chosen] = True
+        return np.flatnonzero(member[self.store.rows])
+
+    @functools.cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example."""
+        offsets = self.store.offsets
+        return np.asarray(offsets[self._examples + 1] - offsets[self._examples])
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = int(self._examples[index])
+        start, end = int(self.store.offsets[number]), int(self.store.offsets[number + 1])
+        return Example(
+            self.store.ids[start:end], self.store.answered[start:end], bool(self.store.cut[self.store.rows[number]])
+        )
+
+    @property
+    def rows(self) -> int:
+        """Rows, lost ones too."""
+        return len(self.chosen)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all examples."""
+        return int(self.lengths.sum())
+
+    @property
+    def loss_tokens(self) -> int:
+        """Tokens that carry loss, over all examples."""
+        return int(self.store.loss_tokens[self._examples].sum())
+
+    @property
+    def cut(self) -> int:
+        """Rows that were shortened to fit."""
+        return int(self.store.cut[self.chosen].sum())
+
+    @property
+    def lost(self) -> int:
+        """Rows of which no token of an answer fits."""
+        return self.rows - len(np.unique(self.store.rows[self._examples]))
+
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of their text in UTF-8."""
+        return int(self.store.text_bytes[self.chosen].sum())

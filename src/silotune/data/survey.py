@@ -1,0 +1,143 @@
+"""What silos hold, counted: files, rows, tokens, lengths, labels, what is cut or lost, duplicates and leaks.
+
+Numbers and names only, no row's text. Labels are values of the label field, shown to whoever holds the files.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from silotune.data import leaks
+from silotune.data.corpus import Chosen, chosen_rows, leaks_of, reading_of, silos_of
+from silotune.data.readers import ENDINGS
+from silotune.data.silos import SiloFiles
+from silotune.data.store import Split, Store, open_store
+from silotune.settings import HUB, Recipe
+
+QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+
+
+@dataclass(frozen=True)
+class SplitSurvey:
+    """What a split holds."""
+
+    files: tuple[str, ...]
+    shape: str
+    rows: int
+    examples: int
+    """What is trained or tested on: rows, or windows of plain texts."""
+    tokens: int
+    loss_tokens: int
+    """Tokens that carry loss."""
+    lengths: Mapping[str, int]
+    """Quantiles of the examples' tokens, after cutting."""
+    cut: int
+    """Rows shortened to fit `data.max_length`."""
+    lost: int
+    """Rows of which no token of the response fits; they are left out."""
+    duplicates: int
+    """Rows that say what a row before them says."""
+    labels: Mapping[str, int]
+    """Rows of each label, the commonest first."""
+    text_bytes: int
+    fields_not_read: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SiloSurvey:
+    """What a silo holds."""
+
+    name: str
+    train: SplitSurvey
+    test: SplitSurvey | None
+    """None for a single file, which is looked at as it is."""
+    held_out: bool
+    """Whether the test is a share of the training file."""
+    leaks: leaks.Leaks
+    """Of the test, rows that also stand in any silo's training text."""
+    files_not_read: tuple[str, ...]
+    """Files of rows beside the silo's own, by formats that could be read."""
+
+    @property
+    def splits(self) -> tuple[SplitSurvey, ...]:
+        """Train and, if there is one, test."""
+        return (self.train,) if self.test is None else (self.train, self.test)
+
+
+def survey(
+    recipe: Recipe, tokenizer: Any, single: Path | None = None, report: Callable[[str], None] = lambda _: None
+) -> list[SiloSurvey]:
+    """Read and tokenise everything that a recipe's silos hold.
+
+    Args:
+        recipe: with absolute paths.
+        tokenizer: of the base model.
+        single: one file to look at, in place of the recipe's silos.
+        report: called with each silo's name before it is read.
+
+    Raises:
+        DataError: at the first row that cannot be used.
+    """
+    silos = (SiloFiles(single.name, (str(single),)),) if single else silos_of(recipe.data, recipe.seed)
+    reading, length = reading_of(recipe.data), recipe.data.max_length
+    opened: list[tuple[SiloFiles, Store, Store, Chosen | None]] = []
+    for files in silos:
+        report(files.name)
+        train = open_store(files.train, reading, tokenizer, length)
+        test = open_store(files.test, reading, tokenizer, length) if files.test else train
+        chosen = None if single else chosen_rows(files, train.size, test.size, recipe.data.holdout, recipe.seed)
+        opened.append((files, train, test, chosen))
+    folder = None if single else leaks_of(silos, reading, recipe.data.holdout, recipe.seed)
+    found = []
+    for files, train, test, chosen in opened:
+        leaked = leaks.read(folder, files.name) if folder else leaks.Leaks()
+        tested = None
+        if chosen is not None:
+            dropped = leaked.all if recipe.data.drop_leaks else frozenset()
+            kept = np.array([row for row in chosen.test.tolist() if row not in dropped], np.int64)
+            tested = _split(files.test or files.train, Split(test, kept))
+        own = Split(train, chosen.train if chosen else np.arange(train.size))
+        found.append(
+            SiloSurvey(files.name, _split(files.train, own), tested, not files.test, leaked, _not_read(files, silos))
+        )
+    return found
+
+
+def _split(sources: Sequence[str], split: Split) -> SplitSurvey:
+    store, lengths = split.store, split.lengths
+    labels, counts = np.unique(store.labels[split.chosen], return_counts=True)
+    by_count = sorted(zip(counts.tolist(), labels.tolist(), strict=True), reverse=True)
+    digests = {bytes(digest) for digest in store.digests[split.chosen]}
+    return SplitSurvey(
+        files=tuple(source if source.startswith(HUB) else Path(source).name for source in sources),
+        shape=store.described.shape,
+        rows=split.rows,
+        examples=len(split),
+        tokens=split.tokens,
+        loss_tokens=split.loss_tokens,
+        lengths={name: int(np.quantile(lengths, share, method="higher")) if len(lengths) else 0
+                 for name, share in QUANTILES.items()},
+        cut=split.cut,
+        lost=split.lost,
+        duplicates=split.rows - len(digests),
+        labels={store.described.labels[label]: count for count, label in by_count if label >= 0},
+        text_bytes=split.text_bytes,
+        fields_not_read=store.described.unused,
+    )  # fmt: skip
+
+
+def _not_read(files: SiloFiles, silos: Sequence[SiloFiles]) -> tuple[str, ...]:
+    """Files of rows that lie in the silo's folder and are nobody's."""
+    used = {source for silo in silos for source in (*silo.train, *silo.test)}
+    folders = {Path(source).parent for source in (*files.train, *files.test) if not source.startswith(HUB)}
+    return tuple(
+        sorted(
+            entry.name
+            for folder in folders
+            for entry in folder.iterdir()
+            if entry.name.lower().endswith(ENDINGS) and str(entry) not in used and entry.is_file()
+        )
+    )

@@ -1,0 +1,262 @@
+"""Recipes: TOML files of settings, checked once, with every key and path that cannot be used refused.
+
+`Recipe` is what the rest of the package receives; nothing below this module reads a TOML file or the command
+line. Paths in a recipe are relative to the recipe's own folder and are made absolute on loading.
+"""
+
+import difflib
+import glob
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from silotune.errors import RecipeError
+from silotune.settings import HUB, DataSettings, ModelSettings, Recipe, SiloSource
+
+DEFAULT_SILOS = "silos/*"
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: a TOML file.
+        overrides: `section.key=value`, values in TOML (a bare word is taken as a string).
+
+    Raises:
+        RecipeError: with file, key, reason and what to do.
+    """
+    document = _parsed(path)
+    recipe = check_recipe(document, str(path))
+    if overrides:
+        for override in overrides:
+            override_setting(document, override)
+        recipe = check_recipe(document, f"--set {' --set '.join(overrides)}")
+    return absolute(recipe, path.resolve().parent)
+
+
+def recipe_of(values: Mapping[str, Any], overrides: Sequence[str], folder: Path) -> Recipe:
+    """A recipe without a file: some settings, and `--set` on top.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    document = dict(values)
+    for override in overrides:
+        override_setting(document, override)
+    return absolute(check_recipe(document, "--set"), folder)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file. Give the path of a recipe (TOML).") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: a folder, not a recipe. Give the path of a TOML file.") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
+    except RecursionError:
+        raise RecipeError(f"{path}: not valid TOML: nested too deeply.") from None
+    except ValueError as error:  # TOMLDecodeError, and numbers longer than Python reads
+        raise RecipeError(f"{path}: not valid TOML: {error}.") from None
+
+
+def check_recipe(document: Mapping[str, Any], source: str) -> Recipe:
+    """Turn a parsed document into a Recipe; `source` names it in messages.
+
+    Raises:
+        RecipeError: naming the first key that cannot be used.
+    """
+    try:
+        return Recipe.model_validate(_with_floats(Recipe, document))
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {_explain(error)}") from None
+
+
+# ------------------------------------------------------------------------------------------------ paths
+
+
+def absolute(recipe: Recipe, folder: Path) -> Recipe:
+    """Make the recipe's paths absolute, relative ones counted from `folder`.
+
+    Raises:
+        RecipeError: a relative path leads out of the folder.
+    """
+    base = recipe.model.base
+    if base != ModelSettings().base and not Path(base).is_absolute() and (folder / base).exists():
+        base = str(_inside(folder, base, "model.base"))
+    return recipe.model_copy(
+        update={
+            "data": _absolute_data(recipe.data, folder),
+            "model": recipe.model.model_copy(update={"base": base}),
+        }
+    )
+
+
+def _absolute_data(data: DataSettings, folder: Path) -> DataSettings:
+    if data.pool is not None:
+        return data.model_copy(update={"pool": _absolute_sources(data.pool, folder, "data.pool")})
+    silos = data.silos if data.silos is not None else DEFAULT_SILOS
+    if isinstance(silos, str):
+        silos = [silos]
+    anchored: list[str | SiloSource] = []
+    for number, item in enumerate(silos):
+        if isinstance(item, str):
+            anchored.append(_anchored(folder, item, "data.silos"))
+        else:
+            anchored.append(_absolute_sources(item, folder, f"data.silos[{number}]"))
+    return data.model_copy(update={"silos": anchored})
+
+
+def _absolute_sources(section: Any, folder: Path, key: str) -> Any:
+    """The same pool or silo with absolute sources."""
+    changed = {}
+    for split in ("train", "test"):
+        given = getattr(section, split)
+        if given is not None:
+            listed = [given] if isinstance(given, str) else given
+            changed[split] = [_anchored(folder, item, f"{key}.{split}") for item in listed]
+    return section.model_copy(update=changed)
+
+
+def _anchored(folder: Path, pattern: str, key: str) -> str:
+    """A pattern that does not depend on where it is read from; the folder's own name is no pattern."""
+    if pattern.startswith(HUB) or Path(pattern).is_absolute():
+        return pattern
+    if pattern.startswith("~"):
+        return str(Path(pattern).expanduser())
+    _inside(folder, pattern, key)
+    return str(Path(glob.escape(str(folder))) / pattern)
+
+
+def _inside(folder: Path, path: str, key: str) -> Path:
+    """Refuse a relative path that leads out of the folder: a recipe that is passed on must not reach elsewhere."""
+    joined = Path(os.path.normpath(folder / path))
+    if not joined.is_relative_to(folder):
+        raise RecipeError(
+            f"{key}: {path!r} leads out of the recipe's folder {folder}. If that is meant, give the absolute path."
+        )
+    return folder / path
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Write a recipe as TOML with every setting in it, defaults too."""
+    return tomli_w.dumps(recipe.model_dump(exclude_none=True))
+
+
+def difference(old: Recipe, new: Recipe) -> list[str]:
+    """Name every setting in which two recipes differ, as `section.key: old -> new`."""
+    before, after = _flat(old.model_dump()), _flat(new.model_dump())
+    keys = [*before, *(key for key in after if key not in before)]
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+# --------------------------------------------------------------------------------------------- checking
+
+
+def _with_floats(section: type[BaseModel], values: Any) -> Any:
+    """Let an integer stand where a float is meant (TOML writes `alpha = 16`); strict mode refuses all else."""
+    if not isinstance(values, Mapping):
+        return values
+    converted = dict(values)
+    for key, value in values.items():
+        field = section.model_fields.get(key)
+        if field is None:
+            continue
+        below = _section_in(field.annotation)
+        if below is not None and isinstance(value, Mapping):
+            converted[key] = _with_floats(below, value)
+        elif type(value) is int and float in _parts(field.annotation):
+            converted[key] = float(value) if abs(value) < 1 << 53 else value
+    return converted
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """A type and all types that it is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _parts(part)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a setting holds, alone, in a list or as one of several."""
+    return next((part for part in _parts(annotation) if isinstance(part, type) and issubclass(part, BaseModel)), None)
+
+
+def override_setting(document: dict[str, Any], override: str) -> None:
+    """Put `section.key=value` into a parsed document.
+
+    Raises:
+        RecipeError: not of that form, or no such setting.
+    """
+    key, separator, text = override.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not separator or not all(parts):
+        raise RecipeError(f"--set {override}: not of the form section.key=value.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        value = text.strip()
+    target: Any = document
+    for part in parts[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise RecipeError(f"--set {override}: {part} is a setting, not a section.")
+    target[parts[-1]] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing that is wrong, with the key it stands at."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    named, unknown, section = _place(first["loc"])
+    if first["type"] == "extra_forbidden" and unknown and section is not None:
+        near = difflib.get_close_matches(unknown, section.model_fields, n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]!r}?" if near else "remove it; docs/recipe.md lists every key."
+        return f"{named}: unknown key; {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not named:
+        return f"{message}."
+    if first["type"] == "missing":
+        return f"{named}: this key is missing."
+    given = first["input"]
+    shown = f" (given: {repr(given)[:80]})" if isinstance(given, (str, int, float, bool)) else ""
+    return f"{named}: {message[0].lower() + message[1:]}{shown}."
+
+
+def _place(location: Sequence[str | int]) -> tuple[str, str, type[BaseModel] | None]:
+    """The key at a location of pydantic's (its own tags left out), the unknown part of it, and the section there."""
+    section: type[BaseModel] | None = Recipe
+    named, inside = "", True
+    for number, part in enumerate(location, 1):
+        if isinstance(part, int):
+            named += f"[{part}]"
+        elif section is not None and part in section.model_fields:
+            named += f".{part}"
+            inside = False
+            annotation = section.model_fields[part].annotation
+            below = _section_in(annotation)
+            section, inside = below, below is not None
+        elif number == len(location) and inside:
+            return f"{named}.{part}".lstrip("."), str(part), section
+    return named.lstrip("."), "", section

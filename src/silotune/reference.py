@@ -1,0 +1,140 @@
+"""The settings in words, made from the settings themselves: the reference in the docs, and a commented recipe."""
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import tomli_w
+from pydantic import BaseModel
+
+from silotune.settings import Recipe
+
+WIDTH = 100
+
+
+def reference() -> str:
+    """All keys of a recipe as Markdown: type, bounds, default and meaning."""
+    parts = [
+        "# Recipe reference",
+        "Every key of a recipe. Made from `src/silotune/settings.py` by `make docs`; do not edit it here.\n\n"
+        "A recipe is a TOML file. Keys that are not listed are refused, and so are values out of bounds. Relative\n"
+        "paths are counted from the recipe's folder and must not lead out of it; absolute ones are taken as they are.",
+    ]
+    sections: list[tuple[str, type[BaseModel]]] = [("", Recipe), *_sections(Recipe)]
+    for name, section in sections:
+        schema = section.model_json_schema()
+        rows = [
+            "| key | takes | default | |",
+            "| --- | --- | --- | --- |",
+            *(_line(key, described, schema) for key, described in schema["properties"].items()
+              if not _is_section(section, key)),
+        ]  # fmt: skip
+        if len(rows) > 2:
+            title = f"## `{name}`" if name else "## Top level"
+            parts += [title, *([_one_line(section.__doc__ or "")] if name else []), "\n".join(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def commented_recipe(chosen: Mapping[str, Mapping[str, Any] | Any], header: str) -> str:
+    """A recipe with every setting explained; those in `chosen` are set, the others stand there as comments.
+
+    Args:
+        chosen: settings by section, as in a parsed recipe.
+        header: what the file says first.
+    """
+    lines = [f"# {line}".rstrip() for line in header.splitlines()]
+    lines += ["", *_settings(Recipe, chosen)]
+    for name, section in _sections(Recipe):
+        if "." in name or name.startswith("[["):
+            continue
+        values = chosen.get(name.strip("[]"), {})
+        lines += ["", name, *_comment(section.__doc__ or ""), *_settings(section, values)]
+    return "\n".join(lines) + "\n"
+
+
+def _settings(section: type[BaseModel], chosen: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for key, field in section.model_fields.items():
+        if _is_section(section, key):
+            continue
+        lines += ["", *_comment(field.description or "")]
+        if key in chosen:
+            lines.append(_assignment(key, chosen[key]))
+        else:
+            lines.append(f"# {_assignment(key, field.default)}" if field.default is not None else f"# {key} =")
+    return lines
+
+
+def _assignment(key: str, value: Any) -> str:
+    if isinstance(value, dict) and not value:
+        return f"{key} = {{}}"
+    return tomli_w.dumps({key: value}).strip()
+
+
+def _comment(text: str) -> list[str]:
+    return [f"# {line}" for line in textwrap.wrap(" ".join(text.split()), WIDTH)]
+
+
+def _sections(section: type[BaseModel], prefix: str = "") -> list[tuple[str, type[BaseModel]]]:
+    """All sections below one, by the header that they have in TOML."""
+    found: list[tuple[str, type[BaseModel]]] = []
+    for key, field in section.model_fields.items():
+        for part in _models(field.annotation):
+            listed = "list[" in str(field.annotation)
+            name = f"{prefix}{key}"
+            found += [(f"[[{name}]]" if listed else f"[{name}]", part), *_sections(part, f"{name}.")]
+    return found
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _is_section(section: type[BaseModel], key: str) -> bool:
+    """Whether a key is a section of its own and nothing else."""
+    annotation = section.model_fields[key].annotation
+    return bool(_models(annotation)) and "str" not in str(annotation)
+
+
+def _line(key: str, described: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    required = key in schema.get("required", ())
+    default = "must be given" if required else _value(described.get("default"))
+    takes = _takes(described).replace("|", "\\|")
+    return f"| `{key}` | {takes} | {default} | {_one_line(described.get('description', ''))} |"
+
+
+def _value(value: Any) -> str:
+    return "-" if value is None else f"`{_assignment('x', value).removeprefix('x = ')}`"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _takes(described: Mapping[str, Any]) -> str:
+    """What a setting takes, from its JSON schema."""
+    several = described.get("anyOf") or described.get("oneOf")
+    if several:
+        return ", or ".join(dict.fromkeys(_takes(one) for one in several if one.get("type") != "null"))
+    if "$ref" in described:
+        return f"tables `{described['$ref'].rpartition('/')[2]}`"
+    if "enum" in described or "const" in described:
+        return ", ".join(f'`"{value}"`' for value in described.get("enum", [described.get("const")]))
+    kind = str(described.get("type"))
+    if kind == "array":
+        return f"a list of {_takes(described['items'])}"
+    if kind == "object":
+        return "a table of names"
+    plain = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}[kind]
+    bounds = [
+        f"{sign} {described[key] if isinstance(described[key], int) else format(described[key], 'g')}"
+        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+        if key in described
+    ]
+    return " ".join([plain, ", ".join(bounds)]).strip()
+
+
+if __name__ == "__main__":
+    print(reference(), end="")  # noqa: T201 - that is what it is for

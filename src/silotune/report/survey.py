@@ -1,0 +1,138 @@
+"""What `silotune check` shows: a table of the silos, remarks on what is odd, JSON, and a picture."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from silotune.data.files import printable
+from silotune.data.leaks import NEAR, RUN
+from silotune.data.survey import SiloSurvey, SplitSurvey
+from silotune.settings import Recipe
+
+LABELS = 8
+"""Labels named one by one; the rest is summed up."""
+
+
+def as_json(silos: Sequence[SiloSurvey], recipe: Recipe) -> dict[str, Any]:
+    """The survey as one object."""
+    found = []
+    for silo in silos:
+        described = asdict(silo)
+        leaks = described.pop("leaks")
+        if described["test"] is not None:
+            described["test"]["leaks"] = {"exact": len(leaks["exact"]), "near": len(leaks["near"]), "own": leaks["own"]}
+        found.append(described)
+    return {"silos": found, "base": recipe.model.base, "max_length": recipe.data.max_length,
+            "holdout": recipe.data.holdout, "drop_leaks": recipe.data.drop_leaks}  # fmt: skip
+
+
+def show(silos: Sequence[SiloSurvey], recipe: Recipe, console: Console) -> None:
+    """Print a table of the silos and what is to be said of them."""
+    table = Table(title=f"{len(silos)} silo{'s' if len(silos) > 1 else ''}, tokens of {escape(recipe.model.base)}")
+    table.add_column("silo")
+    table.add_column("split")
+    for name in ("rows", "tokens", "with loss", "length p50", "p90", "max", "cut", "lost", "twice", "leaks"):
+        table.add_column(name, justify="right")
+    for silo in silos:
+        table.add_row(escape(printable(silo.name)), "train", *_numbers(silo.train), "")
+        if silo.test is not None:
+            leaked = len(silo.leaks.exact) + len(silo.leaks.near)
+            table.add_row("", "held out" if silo.held_out else "test", *_numbers(silo.test), str(leaked))
+    console.print(table)
+    for line in remarks(silos, recipe):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _numbers(split: SplitSurvey) -> tuple[str, ...]:
+    lengths = (split.lengths["p50"], split.lengths["p90"], split.lengths["max"])
+    numbers = (split.rows, split.tokens, split.loss_tokens, *lengths, split.cut, split.lost, split.duplicates)
+    return tuple(f"{number:,}" for number in numbers)
+
+
+def remarks(silos: Sequence[SiloSurvey], recipe: Recipe) -> list[str]:
+    """What a table does not say, a line each."""
+    lines = []
+    shapes = Counter(silo.train.shape for silo in silos)
+    for shape in shapes:
+        names = [printable(silo.name) for silo in silos if silo.train.shape == shape]
+        lines.append(f"shape   {'all' if len(shapes) == 1 else ', '.join(names)}: {shape}")
+    for silo in silos:
+        lines += _of_silo(silo)
+    return lines + _in_general(silos, recipe)
+
+
+def _of_silo(silo: SiloSurvey) -> list[str]:
+    name = printable(silo.name)
+    files = dict.fromkeys(file for split in silo.splits for file in split.files)
+    lines = [f"files   {name}: {', '.join(map(printable, files))}"]
+    if silo.train.labels:
+        lines.append(f"labels  {name}: {_labels(silo.train.labels)}")
+    if silo.train.fields_not_read:
+        lines.append(f"fields not read  {name}: {', '.join(printable(f)[:64] for f in silo.train.fields_not_read)}")
+    if silo.files_not_read:
+        lines.append(f"files not read  {name}: {', '.join(map(printable, silo.files_not_read))}")
+    if silo.leaks.all:
+        exact, near = len(silo.leaks.exact), len(silo.leaks.near)
+        lines.append(
+            f"leaks   {name}: {exact} test rows stand in training text as they are and {near} nearly; "
+            f"{silo.leaks.own} of them in its own"
+        )
+    return lines
+
+
+def _in_general(silos: Sequence[SiloSurvey], recipe: Recipe) -> list[str]:
+    lines, data = [], recipe.data
+    splits = [split for silo in silos for split in silo.splits]
+    if any(silo.leaks.all for silo in silos):
+        what = "were left out" if data.drop_leaks else "count as they are; --drop-leaks leaves them out"
+        lines.append(f"Leaks {what}. Nearly: {NEAR:.0%} of a row's runs of {RUN} words stand in one training row.")
+    if any(silo.held_out and silo.test for silo in silos):
+        lines.append(f"Held out: {data.holdout:.0%} of the rows, drawn from the seed, where there is no test file.")
+    if any(split.cut for split in splits):
+        lines.append(
+            f"Cut: more than data.max_length = {data.max_length} tokens; the start of the user's text is left out, the "
+            "system turn and the responses are kept."
+        )
+    if any(split.lost for split in splits):
+        lines.append(f"Lost: no token of the response fits into data.max_length = {data.max_length}; left out.")
+    return lines
+
+
+def _labels(labels: Mapping[str, int]) -> str:
+    named = [f"{printable(label)[:40]} {count:,}" for label, count in list(labels.items())[:LABELS]]
+    rest = list(labels.values())[LABELS:]
+    return ", ".join([*named, *([f"{len(rest)} more {sum(rest):,}"] if rest else [])])
+
+
+def plot(silos: Sequence[SiloSurvey], file: Path) -> None:
+    """Draw each silo's training rows, by label where there are labels."""
+    from matplotlib.figure import Figure
+
+    from silotune.report.plots import COLOURS, plain
+
+    total: Counter[str] = Counter()
+    for silo in silos:
+        total.update(silo.train.labels)
+    shown = [label for label, _ in total.most_common(len(COLOURS) - 1)]
+    figure = Figure(figsize=(8, 1.4 + 0.3 * min(len(silos), 100)), layout="constrained")
+    axes = figure.add_subplot()
+    names = [plain(printable(silo.name)) for silo in silos]
+    left = [0] * len(silos)
+    parts = [(label, [silo.train.labels.get(label, 0) for silo in silos]) for label in shown]
+    rest = [silo.train.rows - sum(silo.train.labels.get(label, 0) for label in shown) for silo in silos]
+    parts += [("other labels" if shown else "rows", rest)] if any(rest) else []
+    for index, (label, counts) in enumerate(parts):
+        axes.barh(names, counts, left=left, color=COLOURS[index % len(COLOURS)], label=plain(printable(label)[:40]))
+        left = [before + count for before, count in zip(left, counts, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("training rows")
+    axes.spines[["top", "right"]].set_visible(False)
+    if shown:
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(file)

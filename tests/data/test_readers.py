@@ -1,0 +1,341 @@
+"""Reading: what goes in comes out equal from every format, and what cannot be used is refused in one message."""
+
+import gzip
+import json
+import os
+import random
+import signal
+import string
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.data.helpers import rows_in, write_records
+
+from silotune.data import files, json_reader
+from silotune.data.rows import Turn
+from silotune.errors import DataError
+
+FORMATS = [
+    "a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "a.json.gz", "a.csv.gz", "a.tsv.gz",
+]  # fmt: skip
+AWKWARD = [
+    "plain", "two\nlines", "\r\nwindows\r\n", "a\u2028b\u0085c", "emoji 👩‍⚕️ and 🇨🇭", "שלום עולם", "zero\u200bwidth\u200d",
+    'quotes " and \' and ""', "tab\there", "comma, semicolon; pipe |", "  kept blanks  ", "\ufeffmark inside", "\\n \\u0041",
+    "nan", "null", "0123", "=1+1", "<|im_end|>", "é e\u0301", "\U0001d54f",
+]  # fmt: skip
+FORTY = [
+    {"instruction": f"{number}: {AWKWARD[number % len(AWKWARD)]}", "response": AWKWARD[(number * 7 + 3) % len(AWKWARD)],
+     "label": ("yes", "no")[number % 2]} for number in range(40)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_same_forty_rows_in_every_format(tmp_path, name):
+    rows = rows_in(write_records(tmp_path / name, FORTY))
+    assert [(row.turns[0].content, row.turns[1].content, row.label) for row in rows] == [
+        (record["instruction"], record["response"], record["label"]) for record in FORTY
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_texts_by_document_paragraph_and_line(tmp_path, name):
+    data = b"\n first line\nsecond\n\n  \nthird\r\n\nlast"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    expected = {
+        "document": ["first line\nsecond\n\n  \nthird\r\n\nlast"],
+        "paragraph": ["first line\nsecond", "third", "last"],
+        "line": ["first line", "second", "third", "last"],
+    }
+    for text_rows, texts in expected.items():
+        found = rows_in(path, text_rows=text_rows)
+        assert [row.text.removeprefix(" ") for row in found] == texts, text_rows
+    assert [row.line for row in rows_in(path, text_rows="paragraph")] == [2, 6, 8]
+
+
+# --------------------------------------------------------------------------------------------- refusals
+
+GOOD = b'{"prompt": "q", "completion": "a"}\n'
+REFUSED = [
+    # name, bytes, what the message says after the file's name
+    ("a.jsonl", b"", ": the file holds no rows."),
+    ("a.jsonl", b" \n\n", ": the file holds no rows."),
+    ("a.csv", b"prompt,completion\n", ": the file holds no rows."),
+    ("a.txt", b" \n \n", ": the file holds no rows."),
+    ("a.json", b"[]", ": the file holds no rows."),
+    ("a.jsonl", GOOD + b'{"prompt": "q", "compl', ":2: not valid JSON (column 17): unterminated string starting at."),
+    ("a.jsonl", GOOD + b'{"prompt" "q"}', ":2: not valid JSON (column 11): expecting ':' delimiter."),
+    ("a.jsonl", GOOD.strip() + b" " + GOOD, ":1: text after the end of the row (column 35). Two objects stand on one line"),
+    ("a.jsonl", b'"text"\n', ":1: a row must be a JSON object with fields, not text."),
+    ("a.jsonl", b"42\n", ":1: a row must be a JSON object with fields, not a number."),
+    ("a.jsonl", GOOD + b'{"text": "t"}\n', ":2: field 'prompt' is missing; the rows before are prompt/completion."),
+    ("a.jsonl", b'{"prompt": "q", "completion": 42}', ":1: field 'completion' must be text, not a number."),
+    ("a.jsonl", b'{"prompt": "q", "completion": null}', ":1: field 'completion' must be text, not null."),
+    ("a.jsonl", b'{"prompt": ["q"], "completion": "a"}', ":1: field 'prompt' must be text, not a list."),
+    ("a.jsonl", b'{"prompt": {"q": 1}, "completion": "a"}', ":1: field 'prompt' must be text, not an object."),
+    ("a.jsonl", b'{"prompt": true, "completion": "a"}', ":1: field 'prompt' must be text, not true or false."),
+    ("a.jsonl", b'{"prompt": "q", "completion": ""}', ":1: field 'completion' is blank."),
+    ("a.jsonl", b'{"prompt": "q", "completion": " \\n\\t "}', ":1: field 'completion' is blank."),
+    ("a.jsonl", b'{"prompt": "q", "completion": "a\\u0000"}', ":1: field 'completion' has a NUL character."),
+    ("a.jsonl", b'{"prompt": "q", "completion": "\\ud800"}', ":1: field 'completion' has half of a surrogate pair."),
+    ("a.jsonl", GOOD + b'{"prompt": "q\x00", "completion": "a"}', ":2: a NUL byte (column 14). Save the file as UTF-8 text."),
+    ("a.jsonl", GOOD + b'{"prompt": "\xff", "completion": "a"}', ":2: not UTF-8 (byte 13 of the line)."),
+    ("a.jsonl", GOOD.decode().encode("utf-16"), ": the file is UTF-16 or UTF-32. Save it as UTF-8."),
+    ("a.jsonl", GOOD.decode().encode("utf-16-le"), ": the file is UTF-16 or UTF-32. Save it as UTF-8."),
+    ("a.csv", "prompt,completion\nq,a\n".encode("utf-16-be"), ": the file is UTF-16 or UTF-32. Save it as UTF-8."),
+    ("a.jsonl", b'{"prompt": "q", "prompt": "r", "completion": "a"}', ":1: a field stands twice in the row."),
+    ("a.jsonl", b'{"prompt": "q", "completion": "a", "n": 1e999}', ":1: a number of absurd size."),
+    ("a.jsonl", b'{"prompt": "q", "completion": "a", "n": ' + b"9" * 5000 + b"}", ":1: a number of absurd size."),
+    ("a.jsonl", b'{"prompt": "q", "completion": "a", "n": NaN}', ":1: NaN is not JSON."),
+    ("a.jsonl", b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", ":1: nested too deeply."),
+    ("a.jsonl", b'{"zebra": "q", "giraffe": "a"}', ":1: no shape of row has these fields (2 of other names)."),
+    ("a.jsonl", b'{"prompt": "q"}', ":1: no shape of row has these fields (prompt)."),
+    ("a.jsonl", b'{"text": "t", "prompt": "q", "completion": "a"}', ":1: the fields fit two shapes (text and prompt + completion)."),
+    ("a.jsonl", b'{"prompt": "q", "completion": "a", "label": 1.5}', ":1: field 'label' must be text or a whole number"),
+    ("a.json", b'[{"prompt": "q", "completion": "a"}', ":1: the array has no end; the file is cut short."),
+    ("a.json", b'[{"prompt": "q", "completion": "a"},\n]', ":2: a comma before the end of the array."),
+    ("a.json", b'[{"prompt": "q", "completion": "a"}\n{"prompt": 1}]', ":2: a comma or ] should follow the row before."),
+    ("a.json", b'[{"prompt": "q", "completion": "a"}] more', ":1: text after the end of the array."),
+    ("a.json", b'[1]', ":1: a row must be a JSON object with fields, not a number."),
+    ("a.json", b'[\n{"prompt": "q",\n "comp', ":3: not valid JSON"),
+    ("a.json", b'[{"prompt": "\xff"}]', ":1: not UTF-8."),
+    ("a.csv", b"prompt,,completion\nq,x,a\n", ":1: column 2 of the header has no name."),
+    ("a.csv", b"prompt,completion,prompt\nq,a,r\n", ":1: columns 1 and 3 of the header have one name."),
+    ("a.csv", b"prompt,completion\nq\n", ":2: 1 columns, the header has 2."),
+    ("a.csv", b'prompt,completion\n"a\nb",c\nq,a,x\n', ":4: 3 columns, the header has 2."),
+    ("a.csv", b'prompt,completion\nq,"a\n', ":2: not a sound table (a quote is never closed)."),
+    ("a.csv", b'prompt,completion\nq,"a"b\n', ":2: not a sound table (text after a closing quote)."),
+    ("a.csv", b"prompt;completion\nq;a\n", ":1: the header is one column with ';' in it; columns must be split by commas."),
+    ("a.csv", b"prompt,completion\nq,\n", ":2: field 'completion' is blank."),
+    ("a.parquet", b"PAR1 this is none PAR1", ": not a sound Parquet file"),
+    ("a.jsonl.gz", gzip.compress(GOOD * 500)[:-12], ": the gzip file is cut short. Copy it again."),
+    ("a.jsonl.gz", GOOD, ": not a sound gzip file."),
+    ("a.csv.gz", gzip.compress(b"prompt,completion\n" + (b"q," + b"a" * 999 + b"\n") * 90_000), ": unpacks to more than"),
+    ("a.xlsx", b"PK", ": no known format of rows. Use .jsonl, .json, .csv, .tsv, .txt"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "data", "says"), REFUSED, ids=[f"{n}{s[:40]}" for n, _, s in REFUSED])
+def test_refusals_name_file_line_and_field(tmp_path, name, data, says):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(DataError) as error:
+        rows_in(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}{says}"), message
+    assert "\n" not in message and len(message) < 500
+    for private in ("zebra", "giraffe", "unterminated string q"):
+        assert private not in message
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([], "must be a list with at least a user and an assistant turn"),
+        ("hello", "must be a list"),
+        ([turn("assistant", "a")], "messages[0]: the role must be system or user here"),
+        ([turn("user", "q"), turn("user", "q")], "messages[1]: the role must be assistant here"),
+        ([turn("user", "q"), turn("system", "s")], "messages[1]: the role must be assistant here"),
+        ([turn("system", "s"), turn("assistant", "a")], "messages[1]: the role must be user here"),
+        ([turn("user", "q")], "the last turn must be the assistant's"),
+        ([turn("user", "q"), turn("assistant", " ")], "messages[1]: field 'content' is blank"),
+        ([turn("user", "q"), turn("assistant", None)], "messages[1]: field 'content' must be text, not null"),
+        ([turn("user", "q"), {"role": "assistant"}], "messages[1]: must be an object with 'role' and 'content'"),
+        ([turn(3, "q")], "messages[0]: 'role' must be text, not a number"),
+        ([turn("tool", "q")], "messages[0]: the role must be system or user here"),
+    ],
+)
+def test_conversations_out_of_order_are_refused(tmp_path, messages, says):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"messages": messages}))
+    with pytest.raises(DataError) as error:
+        rows_in(path)
+    assert says in str(error.value) and str(error.value).startswith(f"{path}:1: ")
+
+
+def test_what_is_no_plain_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "fifo.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    (tmp_path / "nowhere.jsonl").symlink_to(tmp_path / "none.jsonl")
+    (tmp_path / "device.jsonl").symlink_to("/dev/zero")
+    for name, says in (
+        ("fifo", "a FIFO, not a file"), ("folder", "a folder, not a file"), ("loop", "a link that leads back to itself"),
+        ("nowhere", "no such file (a link to nothing)"), ("device", "a device, not a file"), ("none", "no such file."),
+    ):  # fmt: skip
+        with pytest.raises(DataError) as error:
+            rows_in(tmp_path / f"{name}.jsonl")
+        assert says in str(error.value)
+
+
+def test_an_unreadable_file_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(GOOD)
+
+    def denied(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files.os, "open", denied)
+    with pytest.raises(DataError, match=r"a\.jsonl: cannot be read \(Permission denied\)"):
+        rows_in(path)
+
+
+def test_parquet_refusals(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = write_records(tmp_path / "a.parquet", FORTY)
+    whole = path.read_bytes()
+    for data in (whole[:-200], whole[: len(whole) // 2], whole[:4] + b"\0" * 500 + whole[504:]):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match="not a sound Parquet file"):
+            rows_in(path)
+    pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["prompt", "completion", "prompt"]), path)
+    with pytest.raises(DataError, match="columns 1 and 3 have one name"):
+        rows_in(path)
+    pq.write_table(pa.table({"prompt": ["q", None], "completion": ["a", "b"]}), path)
+    with pytest.raises(DataError, match=r"row 2: field 'prompt' must be text, not null"):
+        rows_in(path)
+    pq.write_table(pa.table({"text": ["x" * (1 << 20)] * 400}), path, use_dictionary=False, compression="zstd")
+    with pytest.raises(DataError, match="more than 200 times its size"):
+        rows_in(path)
+
+
+def test_a_line_that_is_too_long_is_refused(tmp_path, monkeypatch):
+    for module in (files, json_reader):
+        monkeypatch.setattr(module, "MOST_ROW", 1000)
+    for name, data in (
+        ("a.jsonl", GOOD + b'{"prompt": "q", "completion": "' + b"a" * 2000 + b'"}'),
+        ("b.txt", b"a" * 2000),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(DataError, match="longer than"):
+            rows_in(tmp_path / name)
+
+
+# ------------------------------------------------------------------------------------------- read right
+
+
+def test_marks_line_ends_and_blank_lines(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.strip() + b"\r\n\r\n" + GOOD.strip())
+    assert [row.line for row in rows_in(path)] == [1, 3]
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\xef\xbb\xbfprompt,completion\r\nq,a\r\n\r\nr,b")
+    assert [(row.line, row.turns[0].content) for row in rows_in(path)] == [(2, "q"), (4, "r")]
+
+
+def test_an_array_in_a_jsonl_file_is_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps([{"prompt": str(i), "completion": "a"} for i in range(3)]))
+    assert [row.turns[0].content for row in rows_in(path)] == ["0", "1", "2"]
+
+
+def test_names_with_blanks_quotes_and_other_scripts(tmp_path):
+    path = tmp_path / "it's “the” ward №3, größe.jsonl"
+    path.write_bytes(GOOD)
+    assert len(rows_in(path)) == 1
+    odd = tmp_path / "bell\a\x1b[31m.jsonl"
+    odd.write_bytes(b"{}")
+    with pytest.raises(DataError) as error:
+        rows_in(odd)
+    assert str(error.value).isprintable() and "\\x1b[31m" in str(error.value)
+
+
+def test_a_row_of_a_megabyte_and_a_word_of_300_000_letters(tmp_path):
+    long, word = "lorem ipsum " * 90_000, "a" * 300_000
+    for name in ("a.jsonl", "a.json", "a.csv", "a.parquet"):
+        rows = rows_in(write_records(tmp_path / name, [{"prompt": long, "completion": word}]))
+        assert rows[0].turns == (Turn("user", long), Turn("assistant", word))
+
+
+def test_several_files_make_a_split(tmp_path):
+    one = write_records(tmp_path / "a.csv", [{"question": "q1", "answer": "a1"}])
+    two = write_records(tmp_path / "b.parquet", [{"question": "q2", "answer": "a2"}])
+    assert [row.turns[0].content for row in rows_in(one, two)] == ["q1", "q2"]
+    other = write_records(tmp_path / "c.jsonl", [{"text": "t"}])
+    with pytest.raises(
+        DataError, match=r"c\.jsonl:1: the rows are text, those of the files before are question/answer"
+    ):
+        rows_in(one, other)
+
+
+# --------------------------------------------------------------------------------------------- property
+
+TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), min_size=1).filter(str.strip)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5))
+def test_any_text_comes_out_equal_from_every_format(tmp_path, pairs):
+    records = [{"prompt": one, "completion": other} for one, other in pairs]
+    for name in FORMATS:
+        rows = rows_in(write_records(tmp_path / name, records))
+        assert [(row.turns[0].content, row.turns[1].content) for row in rows] == pairs, name
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(TEXT)
+def test_any_text_comes_out_equal_as_a_document(tmp_path, text):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\n" + text.encode())
+    (row,) = rows_in(path)
+    lines = text.split("\n")
+    while not lines[0].strip():
+        lines.pop(0)
+    expected = "\n".join(lines)
+    assert row.text == expected.removesuffix("\n").removesuffix("\r")
+
+
+def damaged(data: bytes, random: random.Random) -> bytes:
+    """A file as a bad disk, a bad copy or a bad person leaves it."""
+    data = bytearray(data)
+    for _ in range(random.randint(1, 4)):
+        kind, at = random.randrange(6), random.randrange(len(data) + 1)
+        if kind == 0:
+            del data[at:]
+        elif kind == 1:
+            del data[at : at + random.randint(1, 50)]
+        elif kind == 2:
+            data[at:at] = random.randbytes(random.randint(1, 20))
+        elif kind == 3:
+            data[at:at] = data[at : at + random.randint(1, 200)]
+        elif kind == 4 and data:
+            data[at % len(data)] ^= 1 << random.randrange(8)
+        else:
+            data[at:at] = random.choice(string.punctuation).encode() * random.randint(1, 30)
+        if not data:
+            break
+    return bytes(data)
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "a.txt"])
+def test_damaged_files_never_give_a_traceback_or_hang(tmp_path, name):
+    generator = random.Random(name)
+    path = tmp_path / name
+    if name == "a.txt":
+        path.write_text("\n".join(AWKWARD))
+    else:
+        write_records(path, FORTY)
+    whole = path.read_bytes()
+
+    def too_long(*_: object) -> None:
+        raise AssertionError("took more than ten seconds")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    try:
+        for _ in range(120):
+            path.write_bytes(damaged(whole, generator))
+            signal.alarm(10)
+            try:
+                rows_in(path)
+            except DataError as error:
+                assert str(error).startswith(str(tmp_path)) and str(error).isprintable()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,161 @@
+"""The token store: equal to encoding row by row, built once for a content, and bounded in memory."""
+
+import json
+import os
+import resource
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.conftest import make_tokenizer
+from tests.data.helpers import rows_in, write_records
+
+from silotune import cache
+from silotune.data import store
+from silotune.data.reading import Reading
+from silotune.data.store import Split, open_store
+from silotune.data.tokens import encode
+from silotune.errors import DataError
+
+RECORDS = [
+    {"prompt": "red " * (i % 9 + 1), "completion": "blue stone", "label": "ab"[i % 2], "id": i} for i in range(700)
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+def test_a_store_holds_what_encoding_gives(tmp_path, tokenizer):
+    paths = [
+        write_records(tmp_path / f"{name}.jsonl", part) for name, part in (("a", RECORDS[:600]), ("b", RECORDS[600:]))
+    ]
+    held = open_store([str(path) for path in paths], Reading(), tokenizer, 40)
+    rows = rows_in(*paths)
+    assert held.size == 700 and held.described.labels == ("a", "b") and held.described.unused == ("id",)
+    chosen = np.array([0, 3, 511, 512, 650])
+    split = Split(held, chosen)
+    for row, example in zip(chosen, split, strict=True):
+        ((expected,),) = encode(tokenizer, [rows[row]], 40)
+        assert (example.ids == expected.ids).all() and (example.answered == expected.answered).all()
+        assert example.loss_tokens == expected.loss_tokens
+    assert split.lengths.tolist() == [len(example.ids) for example in split]
+    assert split.tokens == split.lengths.sum() and split.loss_tokens == sum(e.loss_tokens for e in split)
+    assert split.text_bytes == sum(rows[row].text_bytes for row in chosen)
+    assert held.places[650].tolist() == [1, 51]
+    assert [example.ids.tolist() for example in split[1:3]] == [split[1].ids.tolist(), split[2].ids.tolist()]
+
+
+def test_cut_lost_and_windows_are_counted_by_row(tmp_path, tokenizer):
+    long = write_records(tmp_path / "a.jsonl", [
+        {"system": "green", "prompt": "red " * 60, "completion": "blue"},
+        {"system": "green " * 60, "prompt": "red", "completion": "blue"},
+        {"system": "green", "prompt": "red", "completion": "blue"},
+    ])  # fmt: skip
+    held = open_store([str(long)], Reading(), tokenizer, 60)
+    split = Split(held, np.arange(3))
+    assert (split.rows, len(split), split.cut, split.lost) == (3, 2, 1, 1)
+    texts = write_records(tmp_path / "t.jsonl", [{"text": "red blue " * 50}, {"text": "red"}])
+    windows = Split(open_store([str(texts)], Reading(), tokenizer, 32), np.array([0]))
+    assert windows.rows == 1 and len(windows) > 3 and windows.cut == 0
+
+
+def test_it_is_built_once_for_a_content(tmp_path, tokenizer, monkeypatch):
+    path = write_records(tmp_path / "a.jsonl", RECORDS[:5])
+    built = []
+    build = store._build
+    monkeypatch.setattr(store, "_build", lambda folder, read: (built.append(1), build(folder, read)))
+
+    def opened(**changes):
+        return open_store([str(changes.get("path", path))], changes.get("reading", Reading()), changes.get("tok", tokenizer), changes.get("length", 40))  # fmt: skip
+
+    opened(), opened(), opened(tok=make_tokenizer())
+    assert len(built) == 1
+    copy = tmp_path / "elsewhere" / "a.jsonl"
+    copy.parent.mkdir()
+    copy.write_bytes(path.read_bytes())
+    opened(path=copy)
+    assert len(built) == 1
+    (
+        opened(length=41),
+        opened(reading=Reading(text_rows="line")),
+        opened(tok=make_tokenizer("{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}")),
+    )
+    assert len(built) == 4
+    path.write_bytes(path.read_bytes() + b'{"prompt": "q", "completion": "a"}\n')
+    assert opened().size == 6 and len(built) == 5
+
+
+def test_what_is_kept_is_for_its_user_only_and_goes_when_unused(tmp_path, tokenizer):
+    path = write_records(tmp_path / "a.jsonl", RECORDS[:5])
+    open_store([str(path)], Reading(), tokenizer, 40)
+    room = cache.home() / "tokens"
+    assert stat.S_IMODE(room.stat().st_mode) == 0o700
+    (old,) = (entry for entry in room.iterdir() if entry.is_dir())
+    os.utime(old, (1, 1))
+    open_store([str(path)], Reading(), tokenizer, 41)
+    assert not old.exists() and len([entry for entry in room.iterdir() if entry.is_dir()]) == 1
+
+
+def test_nothing_is_kept_of_a_file_with_a_bad_row_or_one_that_changes(tmp_path, tokenizer, monkeypatch):
+    path = write_records(tmp_path / "a.jsonl", RECORDS[:5])
+    path.write_bytes(path.read_bytes() + b"{}")
+    with pytest.raises(DataError, match=r"a\.jsonl:6: "):
+        open_store([str(path)], Reading(), tokenizer, 40)
+    assert not [entry for entry in (cache.home() / "tokens").iterdir() if entry.is_dir()]
+    path = write_records(tmp_path / "b.jsonl", RECORDS[:5])
+    build = store._build
+
+    def meddle(folder, read):
+        build(folder, read)
+        path.write_bytes(path.read_bytes() * 2)
+
+    monkeypatch.setattr(store, "_build", meddle)
+    with pytest.raises(DataError, match="changed while they were read"):
+        open_store([str(path)], Reading(), tokenizer, 40)
+
+
+def test_a_template_that_refuses_names_the_file_and_line(tmp_path):
+    path = write_records(
+        tmp_path / "a.jsonl", [{"prompt": "q", "completion": "a"}, {"system": "s", "prompt": "q", "completion": "a"}]
+    )
+    refuses = make_tokenizer(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
+    )
+    with pytest.raises(
+        DataError, match=r"a\.jsonl, line 2: the model's chat template refuses these roles \(no system\)"
+    ):
+        open_store([str(path)], Reading(), refuses, 40)
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from tests.conftest import make_tokenizer
+from silotune.data.reading import Reading
+from silotune.data.store import open_store
+tokenizer = make_tokenizer()
+open_store([sys.argv[1]], Reading(), tokenizer, 64)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+open_store([sys.argv[2]], Reading(), tokenizer, 64)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz"])
+def test_a_file_of_any_size_is_read_in_bounded_memory(tmp_path, name):
+    """Ten times the file costs no more than the index: 60 bytes a row, and the slack of an allocator."""
+    record = {"prompt": "red blue green seven " * 90, "completion": "stone " * 50}
+    small = write_records(tmp_path / f"small{name[1:]}", [record] * 3_000)
+    large = write_records(tmp_path / f"large{name[1:]}", [record] * 30_000)
+    environment = os.environ | {"SILOTUNE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment["RAYON_NUM_THREADS"] = "2"
+    told = subprocess.run([sys.executable, "-c", MEMORY, str(small), str(large)], capture_output=True, text=True, env=environment, check=True)  # fmt: skip
+    grown = int(told.stdout) * (1024 if resource.getpagesize() else 1)
+    text = 30_000 * len(json.dumps(record))
+    assert grown < 16 << 20 < text
