@@ -161,6 +161,82 @@ def test_an_unfinished_run_says_how_to_go_on(call, trained):
     assert code == 2 and f"silotune train --resume {trained[0]}" in err
 
 
+@pytest.fixture
+def on_tiny(tiny_base):
+    return ("--set", f"model.base={tiny_base}")
+
+
+def test_check_takes_a_recipe_a_folder_a_silo_and_a_file(call, recipe_file, silos, on_tiny, tmp_path):
+    code, out, err = call("check", recipe_file)
+    assert code == 0, err
+    assert "3 silos" in out and "shape   all: instruction/response" in out
+    for path, names in ((silos, ["ash", "birch", "cedar"]), (silos / "ash", ["ash"]),
+                        (silos / "ash" / "train.jsonl", ["train.jsonl"])):  # fmt: skip
+        code, out, err = call("check", path, *on_tiny, "--json", "--plot", tmp_path / "plot.svg")
+        assert code == 0, err
+        assert [silo["name"] for silo in json.loads(out)["silos"]] == names and len(out.splitlines()) == 1
+    assert json.loads(out)["silos"][0]["train"]["rows"] == 9 and json.loads(out)["silos"][0]["test"] is None
+    assert not (tmp_path / "runs").exists() and (tmp_path / "plot.svg").exists()
+
+
+def test_check_refuses_with_the_line_and_leaves_nothing(call, silos, on_tiny):
+    with (silos / "ash" / "train.jsonl").open("a") as file:
+        file.write('{"instruction": "a secret word", "response": 42}\n')
+    code, out, err = call("check", silos, *on_tiny)
+    assert code == 2 and out == "" and "secret" not in err
+    assert err.strip().endswith("ash/train.jsonl:10: field 'response' must be text, not a number.")
+    assert call("check", silos, *on_tiny, "--plot", "x.doc")[2].startswith("silotune: --plot x.doc: give a file")
+
+
+def test_leaks_are_told_before_training_and_dropped_when_asked(call, recipe_file, silos, tmp_path):
+    line = (silos / "ash" / "train.jsonl").read_text().splitlines()[0]
+    with (silos / "birch" / "test.jsonl").open("a") as file:
+        file.write(line + "\n")
+    told = json.loads(call("check", recipe_file, "--json", "--drop-leaks")[1])["silos"][1]["test"]
+    assert told["rows"] == 3 and told["leaks"] == {"exact": 1, "near": 0, "own": 0}
+    for flag, rows in (((), 4), (("--drop-leaks",), 3)):
+        out = call("train", recipe_file, "--out", tmp_path / f"run{rows}", "--json", *flag)[1]
+        events = [json.loads(text) for text in out.splitlines()]
+        (leak,) = [event for event in events if event["event"] == "leaks"]
+        assert (leak["silo"], leak["exact"], leak["dropped"]) == ("birch", 1, rows == 3)
+        (joined,) = [event for event in events if event["event"] == "joined" and event["silo"] == "birch"]
+        assert joined["test_rows"] == rows
+
+
+def test_init_writes_a_recipe_that_runs(call, tiny_base, on_tiny, tmp_path):
+    folder = tmp_path / "new"
+    code, out, _ = call("init", folder)
+    assert code == 0 and f"silotune check {folder / 'recipe.toml'}" in out
+    assert call("check", folder / "recipe.toml", *on_tiny)[0] == 0
+    code, _, err = call(
+        "train", folder / "recipe.toml", *on_tiny, "--set", "federation.engine=inline", "--out", tmp_path / "run"
+    )
+    assert code == 0, err
+    code, _, err = call("init", folder)
+    assert code == 2 and "is there already" in err
+    assert json.loads(call("init", tmp_path / "other", "--json")[1]) == {
+        "recipe": str(tmp_path / "other" / "recipe.toml")
+    }
+
+
+def test_a_pool_is_dealt_out_and_trained(call, recipe_file, tmp_path, tiny_base):
+    lines = [
+        json.dumps({"question": f"Where is red {i} ?", "answer": "under a stone", "ward": "ab"[i % 2]})
+        for i in range(20)
+    ]
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    recipe = tmp_path / "pool.toml"
+    recipe.write_text(
+        f'[model]\nbase = "{tiny_base}"\n[data.pool]\ntrain = "all.jsonl"\nlaw = "field"\nfield = "ward"\n'
+        '[training]\nrounds = 1\nsteps = 1\nbatch = 2\n[federation]\nengine = "inline"\nthreads = 1\n'
+    )
+    code, out, err = call("check", recipe, "--json")
+    assert code == 0, err
+    assert [(silo["name"], silo["train"]["rows"]) for silo in json.loads(out)["silos"]] == [("a", 9), ("b", 9)]
+    code, out, err = call("train", recipe, "--out", tmp_path / "run")
+    assert code == 0, err
+
+
 def test_help_is_quick_and_names_every_command(call):
     code, out, _ = call("--help")
-    assert code == 0 and all(name in out for name in ("train", "demo", "generate", "chat", "report"))
+    assert code == 0 and all(name in out for name in ("train", "demo", "init", "check", "generate", "chat", "report"))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from silotune.data.silos import find_silos
-from silotune.errors import RecipeError
+from silotune.errors import DataError, RecipeError
 from silotune.recipe import absolute, check_recipe, difference, dump_recipe, load_recipe
 from silotune.settings import Recipe
 
@@ -37,6 +37,32 @@ def write(path: Path, text: str) -> Path:
         ("seed = -1", "seed"),
         ("seed = 1\nseed = 2", "not valid TOML"),
         ("rounds = [", "not valid TOML"),
+        ("a = " + "[" * 100_000, "not valid TOML: nested too deeply"),
+        (
+            "seed = 0x" + "f" * 5000,
+            "seed: input should be less than 9223372036854775808 (given: a number of absurd size)",
+        ),
+        ("model = 3", "model: must be a table of keys"),
+        ("[[training]]\nrounds = 3", "training: must be a table of keys"),
+        (
+            "[lora]\ntargets = [3]",
+            "lora.targets: input should be 'attention' or 'all', or lora.targets[0]: input should be a valid string",
+        ),
+        ("[lora]\nlayers = [-1]", "lora.layers[0]: input should be greater than or equal to 0"),
+        ("[data]\nsilos = 3", "data.silos: input should be a valid list (given: 3)"),
+        ('[[data.silos]]\nname = "a"', "data.silos[0].train: this key is missing"),
+        (
+            '[[data.silos]]\nname = "a"\ntrain = "x"\ntset = "y"',
+            "data.silos[0].tset: unknown key; did you mean 'test'?",
+        ),
+        (
+            '[[data.silos]]\nname = "\\u001b[31m"\ntrain = "x"',
+            "data.silos[0].name: a silo's name must have characters that can be shown",
+        ),
+        ('[data]\nfields = {promt = "q"}', "data.fields: input should be 'messages'"),
+        ('[data]\nfields = {prompt = "q"}', "`fields` names prompt: give messages"),
+        ("[data]\nmax_length = 8", "data.max_length: input should be greater than or equal to 16 (given: 8)"),
+        ('[data.pool]\ntrain = "x"\nlaw = "idd"', "data.pool.law: input should be 'field', 'iid'"),
     ],
 )
 def test_refusals_name_the_key_and_the_reason(tmp_path, text, says):
@@ -45,6 +71,45 @@ def test_refusals_name_the_key_and_the_reason(tmp_path, text, says):
     assert says in str(error.value)
     assert str(error.value).startswith(str(tmp_path / "recipe.toml"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[training]\nsteps = 3\nepochs = 1", "training: give `steps` or `epochs`, not both"),
+        ('[model]\ndevice = "cpu"\ndtype = "nf4"', 'model.device = "cpu" and model.dtype = "nf4" contradict each other'),
+        ("[federation]\nsilos = 2\nminimum = 3", "federation.silos = 2 and federation.minimum = 3 contradict each other"),
+        ('[federation]\nengine = "inline"\nworkers = 2', 'federation.engine = "inline" and federation.workers = 2 contradict'),
+        ('[data]\nsilos = "a"\n[data.pool]\ntrain = "x"\nlaw = "iid"\nsilos = 3', "data: give `silos` or `pool`, not both"),
+        ('[data.pool]\ntrain = "x"\nlaw = "iid"\nsilos = 3\nalpha = 1.0', '`alpha` and `law = "iid"` do not go together'),
+        ('[data.pool]\ntrain = "x"\nlaw = "iid"', 'data.pool: `law = "iid"` needs `silos`'),
+        ('[data.pool]\ntrain = "x"\nlaw = "field"', 'data.pool: `law = "field"` needs `field`'),
+        ('[data.pool]\ntrain = "x"\nlaw = "iid"\nsilos = 1', "data.pool.silos = 1 and federation.minimum = 2 contradict"),
+        ('[data]\nfields = {messages = "m", system = "s"}', "`fields`: system and input do not go together with messages"),
+    ],
+)  # fmt: skip
+def test_settings_that_contradict_each_other_are_refused_together(tmp_path, text, says):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(write(tmp_path / "recipe.toml", text))
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("text", ['[data]\nsilos = "../x"', '[data]\nsilos = "a/../../x"', '[model]\nbase = "../m"',
+                                  '[[data.silos]]\nname = "a"\ntrain = "../x"', '[data.pool]\ntrain = "../x"\nlaw = "iid"\nsilos = 2'])  # fmt: skip
+def test_relative_paths_that_leave_the_recipes_folder_are_told_apart_from_missing_ones(tmp_path, text):
+    with pytest.raises(RecipeError, match=r"leads out of the recipe's folder .* give the absolute path"):
+        load_recipe(write(tmp_path / "recipe.toml", text))
+    inside = load_recipe(write(tmp_path / "recipe.toml", '[data]\nsilos = "none/*"'))
+    with pytest.raises(DataError, match="nothing matches"):
+        find_silos(inside.data.silos)
+
+
+def test_a_relative_base_is_the_recipes_own_even_where_the_working_folder_has_one(tmp_path, monkeypatch):
+    (tmp_path / "cwd" / "base").mkdir(parents=True)
+    (tmp_path / "recipes").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    recipe = load_recipe(write(tmp_path / "recipes" / "r.toml", '[model]\nbase = "./base"'))
+    assert recipe.model.base == str(tmp_path / "recipes" / "base")
 
 
 def test_missing_folder_and_encoding(tmp_path):

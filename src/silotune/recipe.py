@@ -91,14 +91,21 @@ def absolute(recipe: Recipe, folder: Path) -> Recipe:
         RecipeError: a relative path leads out of the folder.
     """
     base = recipe.model.base
-    if base != ModelSettings().base and not Path(base).is_absolute() and (folder / base).exists():
-        base = str(_inside(folder, base, "model.base"))
+    if base.startswith("~"):
+        base = str(Path(base).expanduser())
+    elif not Path(base).is_absolute() and (looks_like_path(base) or (folder / base).exists()):
+        base = str(_inside(folder, base, "model.base")) if base != ModelSettings().base else base
     return recipe.model_copy(
         update={
             "data": _absolute_data(recipe.data, folder),
             "model": recipe.model.model_copy(update={"base": base}),
         }
     )
+
+
+def looks_like_path(base: str) -> bool:
+    """Whether a base model is written as a path rather than as an embedded name or hub id."""
+    return base.startswith((".", "/", "~")) or base.endswith(".gguf") or base.count("/") > 1
 
 
 def _absolute_data(data: DataSettings, folder: Path) -> DataSettings:
@@ -227,21 +234,37 @@ def override_setting(document: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, with the key it stands at."""
-    first = error.errors(include_url=False, include_context=False)[0]
+    """The first thing that is wrong, with the key it stands at; of a value that may be several things, all of it."""
+    errors = error.errors(include_url=False, include_context=False)
+    first = errors[0]
     named, unknown, section = _place(first["loc"])
     if first["type"] == "extra_forbidden" and unknown and section is not None:
         near = difflib.get_close_matches(unknown, section.model_fields, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]!r}?" if near else "remove it; docs/recipe.md lists every key."
         return f"{named}: unknown key; {hint}"
-    message = first["msg"].removeprefix("Value error, ")
     if not named:
-        return f"{message}."
+        return f"{first['msg'].removeprefix('Value error, ')}."
     if first["type"] == "missing":
         return f"{named}: this key is missing."
-    given = first["input"]
-    shown = f" (given: {repr(given)[:80]})" if isinstance(given, (str, int, float, bool)) else ""
-    return f"{named}: {message[0].lower() + message[1:]}{shown}."
+    reasons = [_reason(first)]
+    for other in errors[1:]:
+        place = _place(other["loc"])[0]
+        if place == named or place.startswith(f"{named}["):
+            reasons.append(f"{place}: {_reason(other)}" if place != named else _reason(other))
+    return f"{named}: {', or '.join(dict.fromkeys(reasons))}{_given(first['input'])}."
+
+
+def _reason(error: Any) -> str:
+    message: str = error["msg"].removeprefix("Value error, ")
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        message = "must be a table of keys"
+    return message[0].lower() + message[1:]
+
+
+def _given(value: Any) -> str:
+    if isinstance(value, int) and not -(1 << 64) < value < 1 << 64:
+        return " (given: a number of absurd size)"
+    return f" (given: {repr(value)[:80]})" if isinstance(value, (str, int, float, bool)) else ""
 
 
 def _place(location: Sequence[str | int]) -> tuple[str, str, type[BaseModel] | None]:
@@ -251,12 +274,12 @@ def _place(location: Sequence[str | int]) -> tuple[str, str, type[BaseModel] | N
     for number, part in enumerate(location, 1):
         if isinstance(part, int):
             named += f"[{part}]"
+            inside = section is not None
         elif section is not None and part in section.model_fields:
-            named += f".{part}"
-            inside = False
             annotation = section.model_fields[part].annotation
-            below = _section_in(annotation)
-            section, inside = below, below is not None
+            named += f".{part}"
+            section = _section_in(annotation)
+            inside = section is not None and section is annotation
         elif number == len(location) and inside:
             return f"{named}.{part}".lstrip("."), str(part), section
     return named.lstrip("."), "", section

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Share = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
+Block = Annotated[int, Field(ge=0, le=10_000)]
 Seconds = Annotated[float, Field(gt=0.0, le=1e7, allow_inf_nan=False)]
 
 
@@ -43,7 +44,7 @@ class LoraSettings(Section):
     """Scale by alpha / sqrt(r) (Kalajdzievski 2023, arXiv 2312.03732)."""
     targets: Literal["attention", "all"] | Annotated[list[str], Field(min_length=1)] = "attention"
     """`attention`: the linear layers inside attention; `all`: every linear layer of a block; or module names."""
-    layers: Literal["all", "upper-third", "upper-half"] | Annotated[list[int], Field(min_length=1)] = "all"
+    layers: Literal["all", "upper-third", "upper-half"] | Annotated[list[Block], Field(min_length=1)] = "all"
     """Which blocks carry an adapter, counted from 0 at the input."""
 
 

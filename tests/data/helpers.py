@@ -30,7 +30,7 @@ def split_of(tokenizer: Any, rows: list[Any], max_length: int) -> Split:
     return Split(store._opened(folder), np.arange(len(rows)))
 
 
-def rows_in(*paths: Path, **reading: Any) -> list[Any]:
+def rows_in(*paths: Path | str, **reading: Any) -> list[Any]:
     return [row for _, row in read_rows([str(path) for path in paths], Reading(**reading))]
 
 

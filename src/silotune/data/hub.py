@@ -8,7 +8,7 @@ from typing import Any
 from silotune.data.records import Record
 from silotune.errors import DataError
 
-ID = re.compile(r"hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.\[\]:%+-]+))?$")
+ID = re.compile(r"hf:(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.\[\]:%+-]+))?$")
 
 
 def hub_records(source: str) -> Iterator[Record]:

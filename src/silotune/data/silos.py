@@ -39,6 +39,9 @@ def find_silos(patterns: str | Sequence[str]) -> tuple[SiloFiles, ...]:
     listed = [patterns] if isinstance(patterns, str) else list(patterns)
     found: list[SiloFiles] = []
     for pattern in listed:
+        if pattern.startswith(HUB):
+            raise DataError(f"data.silos: {printable(pattern)} is a dataset, not a silo. Name a silo for it with "
+                            "[[data.silos]], or deal it out with [data.pool].")  # fmt: skip
         found_here = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))  # noqa: PTH207 - absolute
         matches = [Path(match) for match in found_here]
         if not matches:

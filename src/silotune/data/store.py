@@ -10,6 +10,7 @@ import itertools
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -29,6 +30,8 @@ from silotune.settings import HUB
 FORMAT = 1
 BLOCK_ROWS, BLOCK_BYTES = 512, 4 << 20
 """Rows are tokenised in blocks of so many, or of so many bytes of text."""
+Block = list[tuple[int, Row]]
+"""(number of the source, row)"""
 
 
 @dataclass(frozen=True)
@@ -194,19 +197,33 @@ class _Index:
 def _read_and_encode(
     sources: Sequence[str], reading: Reading, tokenizer: Any, max_length: int, seen: Seen
 ) -> Iterator[tuple[int, Row, list[Example]]]:
-    for block in _blocks(read_rows(sources, reading, seen)):
-        try:
-            encoded = encode(tokenizer, [row for _, row in block], max_length)
-        except DataError as error:
-            raise DataError(f"{printable(sources[block[0][0]])}, {error}") from None
-        for (source, row), examples in zip(block, encoded, strict=True):
-            yield source, row, examples
+    """Yield (number of the source, row, its examples); a block is tokenised while the next one is read."""
+    with ThreadPoolExecutor(1) as worker:
+        pending: tuple[Block, Future[list[list[Example]]]] | None = None
+        for block in _blocks(read_rows(sources, reading, seen)):
+            following = block, worker.submit(encode, tokenizer, [row for _, row in block], max_length)
+            if pending is not None:
+                yield from _encoded(sources, *pending)
+            pending = following
+        if pending is not None:
+            yield from _encoded(sources, *pending)
 
 
-def _blocks(rows: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
+def _encoded(
+    sources: Sequence[str], block: Block, result: "Future[list[list[Example]]]"
+) -> Iterator[tuple[int, Row, list[Example]]]:
+    try:
+        encoded = result.result()
+    except DataError as error:
+        raise DataError(f"{printable(sources[block[0][0]])}, {error}") from None
+    for (source, row), examples in zip(block, encoded, strict=True):
+        yield source, row, examples
+
+
+def _blocks(rows: Iterable[tuple[int, Row]]) -> Iterator[Block]:
     """Rows of one file, a few hundred at a time."""
     for _, of_file in itertools.groupby(rows, key=lambda pair: pair[0]):
-        block: list[tuple[int, Row]] = []
+        block: Block = []
         size = 0
         for source, row in of_file:
             block.append((source, row))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from silotune.errors import ModelError
 from silotune.model import embedded, gguf
+from silotune.recipe import looks_like_path
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -65,11 +66,6 @@ def _has_bitsandbytes() -> bool:
 def public_name(base: str) -> str:
     """What a job may say of a base: its embedded name or hub id, never a path."""
     return LOCAL if Path(base).exists() or looks_like_path(base) else base
-
-
-def looks_like_path(base: str) -> bool:
-    """Whether `base` is written as a path rather than as a name or hub id."""
-    return base.startswith((".", "/", "~")) or base.endswith(".gguf") or base.count("/") > 1
 
 
 def locate(base: str) -> str:

@@ -1,0 +1,92 @@
+"""What `silotune check` counts, and how it shows names."""
+
+import io
+
+import pytest
+from rich.console import Console
+from tests.data.helpers import write_records
+
+from silotune.data.survey import survey
+from silotune.model.base import load_tokenizer
+from silotune.recipe import recipe_of
+from silotune.report import survey as shown
+
+
+@pytest.fixture
+def tokenizer(tiny_base):
+    return load_tokenizer(str(tiny_base))
+
+
+@pytest.fixture
+def look(tmp_path, tokenizer):
+    def looked(single=None, **data):
+        data.setdefault("silos", str(tmp_path / "silos"))
+        recipe = recipe_of({"data": data}, [], tmp_path)
+        return survey(recipe, tokenizer, single), recipe
+
+    return looked
+
+
+def write_silo(folder, train, test=None):
+    folder.mkdir(parents=True)
+    write_records(folder / "train.jsonl", train)
+    if test:
+        write_records(folder / "test.jsonl", test)
+
+
+def pair(prompt, answer="stone", **more):
+    return {"prompt": prompt, "completion": answer, **more}
+
+
+def test_everything_is_counted(tmp_path, look):
+    a = tmp_path / "silos" / "a"
+    write_silo(a, [pair("red", label="x"), pair("red", label="x"), pair("blue", label="y"), pair("green " * 90, label="x"),
+                   {"prompt": "red", "completion": "stone", "system": "seven " * 90}], [pair("red"), pair("north"), pair("lamp")])  # fmt: skip
+    (a / "notes.csv").write_text("x")
+    write_silo(tmp_path / "silos" / "b", [pair(f"river {i}", note="n") for i in range(10)])
+    (first, second), _ = look(max_length=64)
+    train = first.train
+    assert (train.rows, train.examples, train.cut, train.lost, train.duplicates) == (5, 4, 1, 1, 1)
+    assert train.labels == {"x": 3, "y": 1} and train.shape == "prompt/completion" and train.fields_not_read == ()
+    assert train.tokens == sum(train.lengths[q] for q in ("max",)) + train.tokens - train.lengths["max"]
+    assert 0 < train.loss_tokens < train.tokens and train.lengths["max"] <= 64
+    assert first.test.rows == 3 and len(first.leaks.exact) == 1 and first.leaks.own == 1 and not first.held_out
+    assert first.files_not_read == ("notes.csv",) and train.files == ("train.jsonl",)
+    assert second.held_out and (second.train.rows, second.test.rows) == (9, 1)
+    assert second.train.fields_not_read == ("note",)
+    (dropped, _), _ = look(max_length=64, drop_leaks=True)
+    assert dropped.test.rows == 2 and len(dropped.leaks.exact) == 1
+
+
+def test_a_single_file_is_looked_at_as_it_is(tmp_path, look):
+    path = write_records(tmp_path / "rows.csv", [{"question": f"q{i}", "answer": "a"} for i in range(7)])
+    (silo,), _ = look(path, silos=str(path))
+    assert silo.train.rows == 7 and silo.test is None and silo.name == "rows.csv"
+
+
+def test_names_cannot_steer_a_terminal_and_rows_are_not_shown(tmp_path, look):
+    name = "bell\a\x1b[31m[bold]\u202e"
+    write_silo(tmp_path / "silos" / name, [pair(f"zebra {i}", "giraffe", label="l\x1b[2J") for i in range(6)])
+    write_silo(tmp_path / "silos" / "b", [pair(f"zebra {i}", "giraffe") for i in range(6)])
+    silos, recipe = look()
+    stream = io.StringIO()
+    shown.show(silos, recipe, Console(file=stream, width=200))
+    text = stream.getvalue()
+    assert "bell\\x07\\x1b[31m[bold]\\u202e" in text and "l\\x1b[2J 5" in text
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert "zebra" not in text and "giraffe" not in text
+    for ending in (".svg", ".png"):
+        shown.plot(silos, tmp_path / f"plot{ending}")
+        assert (tmp_path / f"plot{ending}").stat().st_size > 1000
+
+
+def test_json_has_the_promised_form(tmp_path, look):
+    write_silo(tmp_path / "silos" / "a", [pair(f"q{i}") for i in range(6)], [pair("q1")])
+    write_silo(tmp_path / "silos" / "b", [pair(f"r{i}") for i in range(6)])
+    told = shown.as_json(*look())
+    assert [silo["name"] for silo in told["silos"]] == ["a", "b"]
+    for silo in told["silos"]:
+        assert {"rows", "tokens", "loss_tokens", "lengths", "cut", "lost", "duplicates"} <= silo["train"].keys() & silo[
+            "test"
+        ].keys()
+    assert told["silos"][0]["test"]["leaks"] == {"exact": 1, "near": 0, "own": 1}
