@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup demo test test-fast check lint format types clean help
+.PHONY: setup demo test test-fast check lint format types docs clean help
 
 help:            ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -42,6 +42,9 @@ check: lint types test  ## lint, format, types and tests
 format: setup    ## put the code in order
 	@$(BIN)/ruff check --fix -q . || true
 	@$(BIN)/ruff format .
+
+docs: setup      ## the recipe reference in docs/, from the settings
+	@$(BIN)/python -m silotune.reference > docs/recipe.md
 
 clean:           ## remove the environment and what tools left behind
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

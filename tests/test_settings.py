@@ -79,7 +79,6 @@ def test_refusals_name_the_key_and_the_reason(tmp_path, text, says):
         ("[training]\nsteps = 3\nepochs = 1", "training: give `steps` or `epochs`, not both"),
         ('[model]\ndevice = "cpu"\ndtype = "nf4"', 'model.device = "cpu" and model.dtype = "nf4" contradict each other'),
         ("[federation]\nsilos = 2\nminimum = 3", "federation.silos = 2 and federation.minimum = 3 contradict each other"),
-        ('[federation]\nengine = "inline"\nworkers = 2', 'federation.engine = "inline" and federation.workers = 2 contradict'),
         ('[data]\nsilos = "a"\n[data.pool]\ntrain = "x"\nlaw = "iid"\nsilos = 3', "data: give `silos` or `pool`, not both"),
         ('[data.pool]\ntrain = "x"\nlaw = "iid"\nsilos = 3\nalpha = 1.0', '`alpha` and `law = "iid"` do not go together'),
         ('[data.pool]\ntrain = "x"\nlaw = "iid"', 'data.pool: `law = "iid"` needs `silos`'),

@@ -236,7 +236,8 @@ class FederationSettings(Section):
     engine: Literal["simulation", "inline"] = "simulation"
     """`simulation`: Flower's engine, silos in worker processes; `inline`: one after another in this process."""
     workers: Positive | None = None
-    """Silos that train at the same time (simulation; else one a core, at most the number of silos)."""
+    """Silos that train at the same time, read by the simulation engine alone; else one a core, at most the number of
+    silos."""
     threads: Positive | None = None
     """Torch threads a silo (else cores / workers)."""
     round_timeout: Seconds = 3600.0
@@ -295,9 +296,6 @@ class Recipe(Section):
         if pool is not None and pool.silos is not None and pool.silos < federation.minimum:
             raise ValueError(f"data.pool.silos = {pool.silos} and federation.minimum = {federation.minimum} "
                              "contradict each other: a round would never count")  # fmt: skip
-        if federation.engine == "inline" and (federation.workers or 1) > 1:
-            raise ValueError(f"federation.engine = \"inline\" and federation.workers = {federation.workers} contradict "
-                             "each other: that engine takes one silo after another")  # fmt: skip
         return self
 
 

@@ -79,6 +79,12 @@ def encode(tokenizer: Any, rows: Sequence[Row], max_length: int) -> list[list[Ex
     return found
 
 
+def conversation_texts(tokenizer: Any, rows: Sequence[Row]) -> list[str]:
+    """The pieces of text that `encode` tokenises for conversations, in order."""
+    special = _special_names(tokenizer)
+    return [segment.text for row in rows for segment in _segments(tokenizer, row.turns, False, special)]
+
+
 # ----------------------------------------------------------------------------------------- conversations
 
 

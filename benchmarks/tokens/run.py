@@ -1,0 +1,57 @@
+"""Reading and tokenising a silo, against the tokenizers library on the same strings in memory.
+
+Rows are the demo's training rows, numbered, so that anybody has them: python benchmarks/tokens/run.py [ROWS]
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from silotune.data.reading import Reading, read_rows
+from silotune.data.store import open_store
+from silotune.data.tokens import conversation_texts
+from silotune.model.base import load_tokenizer, locate
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    began = time.perf_counter()
+    result = work()
+    return time.perf_counter() - began, result
+
+
+def write_rows(folder: Path, count: int) -> str:
+    silos = resources.files("silotune.demo") / "silos"
+    rows = [json.loads(line) for name in ("bank", "clinic", "insurer")
+            for line in (silos / name / "train.jsonl").read_text("utf-8").splitlines()]  # fmt: skip
+    path = folder / "train.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            row = rows[number % len(rows)]
+            context = " ".join(other["response"] for other in rows[number % 50 : number % 50 + 5])
+            file.write(json.dumps({**row, "instruction": f"{number}: {row['instruction']} {context}"}) + "\n")
+    return str(path)
+
+
+def main(count: int) -> None:
+    tokenizer = load_tokenizer(locate("smollm2-135m"))
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["SILOTUNE_HOME"] = folder
+        path = write_rows(Path(folder), count)
+        texts = conversation_texts(tokenizer, [row for _, row in read_rows([path], Reading())])
+        backend = tokenizer.backend_tokenizer
+        library, encoded = timed(lambda: backend.encode_batch_fast(texts, add_special_tokens=False))
+        ours, _ = timed(lambda: open_store([path], Reading(), tokenizer, 512))
+        again, _ = timed(lambda: open_store([path], Reading(), tokenizer, 512))
+    tokens = sum(len(one.ids) for one in encoded)
+    print(json.dumps({"rows": count, "tokens": tokens, "library_s": round(library, 3), "ours_s": round(ours, 3),
+                      "ratio": round(ours / library, 2), "again_s": round(again, 4)}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)
