@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
+import silotune
 from silotune import cli
 from silotune.recipe import dump_recipe
+from silotune.settings import DataSettings
 
 
 @pytest.fixture
@@ -93,6 +95,31 @@ def test_wrong_input_leaves_nothing_half_done(call, recipe_file, tmp_path):
 def test_a_run_of_another_recipe_is_refused_with_the_difference(call, recipe_file, trained):
     code, _, err = call("train", recipe_file, "--resume", trained[0], "--set", "seed=5")
     assert code == 2 and "seed: 0 -> 5" in err
+
+
+def test_settings_given_with_resume_are_compared_too(call, trained):
+    code, _, err = call("train", "--resume", trained[0], "--set", "training.rounds=9")
+    assert code == 2 and "training.rounds: 2 -> 9" in err
+    code, _, err = call("train", "--resume", trained[0], "--set", "training.zebra=9")
+    assert code == 2 and "training.zebra: unknown key" in err
+    assert call("train", "--resume", trained[0], "--set", "training.rounds=2")[0] == 0
+
+
+def test_what_a_watcher_prints_is_seen_and_a_recipe_object_takes_relative_paths(
+    make_recipe, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    recipe = make_recipe().model_copy(update={"data": DataSettings()})
+    silotune.train(recipe, out="run", overrides=["training.rounds=1"], watch=lambda event: print(f"<{event.kind}>"))
+    out, err = capfd.readouterr()
+    assert {"<run>", "<joined>", "<answered>", "<round>", "<finishing>"} <= set(out.split()) and err == ""
+    assert "<answered>" not in (tmp_path / "run" / "log.txt").read_text()
+    assert silotune.open_run("run").folder.recipe().data.silos == [str(tmp_path / "silos/*")]
+
+
+def test_the_page_shows_no_folder_of_this_machine(trained, tmp_path):
+    assert str(tmp_path) not in (trained[0] / "report.html").read_text()
+    assert str(tmp_path) not in (trained[0] / "adapter" / "README.md").read_text()
 
 
 def test_resuming_a_finished_run_changes_nothing(call, trained):

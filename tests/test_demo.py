@@ -6,7 +6,7 @@ import pytest
 from tests.data.helpers import rows_in
 
 from silotune.data.silos import find_silos
-from silotune.demo import write_demo
+from silotune.demo import RECIPE
 from silotune.recipe import load_recipe
 
 STYLES = {
@@ -17,8 +17,8 @@ STYLES = {
 
 
 @pytest.fixture
-def recipe(tmp_path):
-    return load_recipe(write_demo(tmp_path / "demo"))
+def recipe():
+    return load_recipe(RECIPE)
 
 
 def words(text):

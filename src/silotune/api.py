@@ -22,7 +22,7 @@ from silotune.federation.run import RunFolder
 from silotune.model.adapter import AdapterSpec
 from silotune.model.base import load_tokenizer, locate
 from silotune.model.generation import Sampling
-from silotune.recipe import absolute, load_recipe, recipe_of
+from silotune.recipe import absolute, load_recipe, overridden, recipe_of
 from silotune.report import card, page, samples
 from silotune.settings import HUB, Recipe
 
@@ -143,15 +143,20 @@ def train(
                 {"path": str(folder.path), "scratch": str(scratch), "workers": crew.workers, "threads": crew.threads},
             )
         )
+        if old is not None:
+            _tell_other_threads(folder, crew, watch)
         for name, leaks in crew.leaks.items():
             if leaks.all:
                 watch(Event("leaks", {"silo": name, "exact": len(leaks.exact), "near": len(leaks.near),
                                       "dropped": wanted.data.drop_leaks}))  # fmt: skip
         try:
-            with local.quiet(folder.log_file), local.local_venue(len(crew.silos), watch, scratch) as venue:
+            with (
+                local.quiet(folder.log_file) as aloud,
+                local.local_venue(len(crew.silos), aloud(watch), scratch) as venue,
+            ):
                 if not _all_rounds_done(folder, wanted):
                     _run_engine(wanted, folder, crew.showing(scratch), venue, spec)
-                watch(Event("finishing"))
+                venue.watch(Event("finishing"))
                 finish(wanted, folder)
         except (FederationError, Interrupted) as error:
             raise type(error)(f"{error} Go on with: silotune train --resume {folder.path}") from error
@@ -162,16 +167,16 @@ def _wanted(
     recipe: str | Path | Recipe | None, out: str | Path | None, resume: str | Path | None, overrides: Sequence[str]
 ) -> tuple[Recipe, RunFolder | None]:
     """The recipe to run, and the folder of the run to go on with."""
-    if overrides and not isinstance(recipe, (str, Path)):
-        raise RunError("--set changes the settings of a recipe: give the recipe too.")
     given = None
     if isinstance(recipe, Recipe):
-        given = absolute(recipe, Path.cwd())
+        given = absolute(overridden(recipe, overrides), Path.cwd())
     elif recipe is not None:
         given = load_recipe(Path(recipe), overrides)
     if resume is not None:
         if out is not None:
             raise RunError("--out names a new run and --resume an old one: give one of them.")
+        if given is None and overrides:
+            given = absolute(overridden(RunFolder(Path(resume).resolve()).recipe(), overrides), Path.cwd())
         folder = run_folder.reopen(Path(resume), given)
         return folder.recipe(), folder
     if given is None:
@@ -179,16 +184,27 @@ def _wanted(
     return given, None
 
 
-def finish(recipe: Recipe, folder: RunFolder) -> None:
-    """Write what comes after the last round: the adapter, its card, samples if the recipe wants them, the report."""
+def finish(recipe: Recipe, folder: RunFolder, *, text_is_here: bool = True) -> None:
+    """Write what comes after the last round: the adapter, its card, samples if the recipe wants them, the report.
+
+    Without the silos' text on this machine (a deployment) there are no samples.
+    """
     saved = checkpoint.latest(folder)
     assert saved is not None
     if not folder.finished():
         result.write_adapter(folder, recipe, saved.state.adapter)
     card.write(folder)
-    if recipe.report.samples:
+    if recipe.report.samples and text_is_here:
         samples.write(folder)
     page.write(folder)
+
+
+def _tell_other_threads(folder: RunFolder, crew: local.Crew, watch: Watcher) -> None:
+    """Say it when a run goes on with another number of threads: sums round otherwise then."""
+    saved = checkpoint.latest(folder)
+    before = {profile.threads for profile in saved.profiles.values()} if saved else set()
+    if before and before != {crew.threads}:
+        watch(Event("threads", {"before": sorted(before), "now": crew.threads}))
 
 
 def _all_rounds_done(folder: RunFolder, recipe: Recipe) -> bool:

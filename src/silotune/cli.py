@@ -6,7 +6,6 @@ Exit codes: 0 done; 1 a defect of ours; 2 the input is wrong; 3 the federation c
 
 import json
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Iterator
@@ -122,22 +121,11 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Tune the embedded model with three invented silos, and show what it learned."""
-    from silotune.demo import write_demo
+    from silotune.demo import RECIPE
 
-    where = out or Path("runs") / "demo"
-    if out is None:
-        _clear_last_demo(where)
-    recipe = write_demo(where.with_name(f"{where.name}-input"))
     with _watched(as_json) as watch:
-        run = silotune.train(recipe, out=where, watch=watch)
+        run = silotune.train(RECIPE, out=out, watch=watch)
     _tell_result(run, as_json)
-
-
-def _clear_last_demo(folder: Path) -> None:
-    """Make room for a new demo where the last one lies; anything else there is left for `train` to refuse."""
-    recipe = folder / "recipe.toml"
-    if recipe.is_file() and silotune.load_recipe(recipe).name == "demo":
-        shutil.rmtree(folder)
 
 
 @app.command()

@@ -37,7 +37,9 @@ def serve(grid: Grid, context: Context) -> None:
     venue = Venue(recipe.federation.silos or recipe.federation.minimum, fixed=False, watch=_tell)
     with run_folder.held(folder):
         federate(grid, recipe, folder, venue, spec)
-        api.finish(recipe, folder)
+        if recipe.report.samples:
+            _tell(Event("no_samples", {"reason": "report.samples needs the silos' text, which stays with them"}))
+        api.finish(recipe, folder, text_is_here=False)
 
 
 def _tell(event: Event) -> None:

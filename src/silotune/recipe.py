@@ -31,12 +31,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: with file, key, reason and what to do.
     """
-    document = _parsed(path)
-    recipe = check_recipe(document, str(path))
-    if overrides:
-        for override in overrides:
-            override_setting(document, override)
-        recipe = check_recipe(document, f"--set {' --set '.join(overrides)}")
+    recipe = overridden(check_recipe(_parsed(path), str(path)), overrides)
     return absolute(recipe, path.resolve().parent)
 
 
@@ -46,10 +41,21 @@ def recipe_of(values: Mapping[str, Any], overrides: Sequence[str], folder: Path)
     Raises:
         RecipeError: as `load_recipe`.
     """
-    document = dict(values)
+    return absolute(overridden(check_recipe(values, "recipe"), overrides), folder)
+
+
+def overridden(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The same recipe with `section.key=value` on top.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    if not overrides:
+        return recipe
+    document = recipe.model_dump(exclude_none=True)
     for override in overrides:
         override_setting(document, override)
-    return absolute(check_recipe(document, "--set"), folder)
+    return check_recipe(document, f"--set {' --set '.join(overrides)}")
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -152,6 +158,33 @@ def _inside(folder: Path, path: str, key: str) -> Path:
             f"{key}: {path!r} leads out of the recipe's folder {folder}. If that is meant, give the absolute path."
         )
     return folder / path
+
+
+def without_folders(recipe: Recipe) -> Recipe:
+    """The same recipe as others may see it: of every path on this machine the last two parts only."""
+    data, base = recipe.data, recipe.model.base
+    changed: dict[str, Any] = {}
+    if data.pool is not None:
+        changed["pool"] = _shortened_sources(data.pool)
+    if isinstance(data.silos, list):
+        changed["silos"] = [_shortened(silo) if isinstance(silo, str) else _shortened_sources(silo)
+                            for silo in data.silos]  # fmt: skip
+    return recipe.model_copy(
+        update={
+            "data": data.model_copy(update=changed),
+            "model": recipe.model.model_copy(update={"base": Path(base).name if Path(base).is_absolute() else base}),
+        }
+    )
+
+
+def _shortened_sources(section: Any) -> Any:
+    given = {split: getattr(section, split) for split in ("train", "test")}
+    listed = {split: sources for split, sources in given.items() if isinstance(sources, list)}
+    return section.model_copy(update={split: [*map(_shortened, sources)] for split, sources in listed.items()})
+
+
+def _shortened(path: str) -> str:
+    return "/".join(Path(path).parts[-2:]) if Path(path).is_absolute() else path
 
 
 # ---------------------------------------------------------------------------------------------- writing

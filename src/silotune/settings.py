@@ -14,6 +14,10 @@ Block = Annotated[int, Field(ge=0, le=10_000)]
 Seconds = Annotated[float, Field(gt=0.0, le=1e7, allow_inf_nan=False)]
 
 
+AlgorithmName = Literal["fedavg"]
+"""A module of `silotune.algorithms` each."""
+
+
 class Section(BaseModel):
     """A frozen part of a recipe that refuses keys it does not know."""
 
@@ -221,7 +225,7 @@ class TrainingSettings(Section):
 class FederationSettings(Section):
     """Who takes part, when a round counts, and where it runs."""
 
-    algorithm: Literal["fedavg"] = "fedavg"
+    algorithm: AlgorithmName = "fedavg"
     """How updates become the next adapter."""
     server_rate: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 1.0
     """The server adds this times the mean update (1 is plain averaging)."""
@@ -309,4 +313,6 @@ class Job(Section):
     lora: LoraSettings
     max_length: int
     training: TrainingSettings
-    algorithm: Literal["fedavg"]
+    holdout: float
+    """For a silo without a test file whose node does not say its own."""
+    algorithm: AlgorithmName

@@ -3,7 +3,7 @@
 import pytest
 from flwr.app import Message
 
-from silotune.data.silos import SiloConfig, find_silos
+from silotune.data.silos import SiloConfig, SiloFiles, find_silos
 from silotune.errors import InputError
 from silotune.federation.app import handle
 from silotune.federation.client import answer, silo_of, without_folders
@@ -52,10 +52,29 @@ def test_failures_tell_files_and_lines_but_no_folders(make_recipe, silos, tiny_b
         ("model.base: /srv/models/my model/x.gguf: no such file", "model.base: x.gguf: no such file"),
         ("between '/a/b' and (/c/d)", "between 'b' and (d)"),
         ("alpha/r and 3/4 and no/path", "alpha/r and 3/4 and no/path"),
+        ("--x=/srv/secret/a.jsonl, twice:/srv/b", "--x=a.jsonl, twice:b"),
     ],
 )
 def test_folders_are_left_out(text, left):
     assert without_folders(text) == left
+
+
+@pytest.mark.parametrize("folder", ["silos/private", "/srv/st:mary's/x", "."])
+def test_a_silos_own_folders_are_left_out_however_they_are_written(folder):
+    config = SiloConfig(SiloFiles("s", (f"{folder}/train.jsonl",)), base="/models/of st:mary/tiny")
+    said = f"{folder}/train.jsonl:3: bad; {folder}: a folder; model.base: /models/of st:mary/tiny: no such file"
+    told = without_folders(said, config)
+    assert "private" not in told.replace("private: a folder", "") and "/" not in told.replace("./", "")
+    assert "train.jsonl:3: bad" in told and "model.base: tiny: no such file" in told
+
+
+def test_a_node_that_names_no_share_to_hold_out_takes_the_jobs(make_recipe, silos, tiny_base):
+    (silos / "ash" / "test.jsonl").unlink()
+    recipe = make_recipe(data={"holdout": 0.5})
+    from_node = silo_of({"data": str(silos / "ash"), "base": str(tiny_base), "threads": 1})
+    assert answer(hello(recipe), from_node).fields["test_rows"] == 4
+    own = silo_of({"data": str(silos / "ash"), "base": str(tiny_base), "threads": 1, "holdout": 0.2})
+    assert answer(hello(recipe), own).fields["test_rows"] == 2
 
 
 def test_node_configuration(silos, tmp_path):
@@ -70,6 +89,11 @@ def test_node_configuration(silos, tmp_path):
         ({"data": str(silos / "ash"), "batch": 3}, "unknown key 'batch'"),
         ({"data": str(silos / "ash"), "threads": "2"}, "threads must be int"),
         ({"data": str(silos / "none")}, "nothing matches"),
+        ({"data": str(silos / "ash"), "device": "cdua"}, "node configuration: model.device: input should be 'auto'"),
+        ({"data": str(silos / "ash"), "dtype": "float16"}, "node configuration: model.dtype: input should be"),
+        ({"data": str(silos / "ash"), "holdout": 7.5}, "node configuration: data.holdout: input should be less than 1"),
+        ({"data": str(silos / "ash"), "threads": -3}, "node configuration: federation.threads: input should be"),
+        ({"data": str(silos / "ash"), "fields": "promt=q"}, "node configuration: data.fields: input should be"),
     ):
         with pytest.raises(InputError, match=says):
             silo_of(wrong)

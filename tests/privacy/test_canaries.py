@@ -138,7 +138,9 @@ def test_the_client_takes_no_path_from_the_server(make_recipe, tmp_path):
     """What a server may say is in the job, and a job has no place for a path to text."""
     from silotune.settings import Job
 
-    assert set(Job.model_fields) == {"name", "seed", "base", "lora", "max_length", "training", "algorithm"}
+    assert set(Job.model_fields) == {
+        "name", "seed", "base", "lora", "max_length", "training", "holdout", "algorithm",
+    }  # fmt: skip
     sent = []
     run(
         make_recipe(),

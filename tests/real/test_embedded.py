@@ -7,14 +7,13 @@ import sys
 import pytest
 
 import silotune
-from silotune.demo import write_demo
+from silotune.demo import RECIPE
 from silotune.model import base
 
 pytestmark = pytest.mark.real
 
 
 def test_the_tuned_adapter_gives_the_same_logits_in_plain_peft(tmp_path):
-    recipe = write_demo(tmp_path / "demo")
     changes = [
         "federation.engine=inline",
         "training.rounds=1",
@@ -22,7 +21,7 @@ def test_the_tuned_adapter_gives_the_same_logits_in_plain_peft(tmp_path):
         "evaluation.every=0",
         "report.samples=0",
     ]
-    run = silotune.train(recipe, out=tmp_path / "run", overrides=changes)
+    run = silotune.train(RECIPE, out=tmp_path / "run", overrides=changes)
     first, last = (line["evaluation"]["loss"] for line in run.metrics() if line["silo"] is None)
     assert last < first - 0.5
 

@@ -80,6 +80,7 @@ class _Held:
 def _loaded(held: _Held, _key: object, _stamps: object, max_length: int, seed: int) -> Corpus:
     silo = held.silo
     files = silo.files
+    assert silo.holdout is not None, "settled by the job before text is read"
     train = open_store(files.train, silo.reading, held.tokenizer, max_length)
     test = open_store(files.test, silo.reading, held.tokenizer, max_length) if files.test else train
     chosen = chosen_rows(files, train.size, test.size, silo.holdout, seed)

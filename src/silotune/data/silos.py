@@ -161,7 +161,8 @@ class SiloConfig:
     files: SiloFiles
     base: str | None = None
     """Where the base model lies here; None: the job's embedded name or hub id."""
-    holdout: float = 0.1
+    holdout: float | None = None
+    """Share to hold out where there is no test file; None: the job's."""
     reading: Reading = field(default_factory=Reading)
     leaks: Path | None = None
     """The folder that names the test rows that also stand in training text; None: not looked for."""

@@ -20,12 +20,13 @@ from pydantic import ValidationError
 import silotune
 from silotune import algorithms
 from silotune.data.corpus import Corpus, leaks_of, load_corpus, reading_of
+from silotune.data.files import printable
 from silotune.data.silos import SiloConfig, find_silos
 from silotune.errors import InputError, SilotuneError
-from silotune.federation.local import crew_of
+from silotune.federation.local import cores, crew_of
 from silotune.model.base import LOCAL, public_name
 from silotune.recipe import check_recipe, load_recipe
-from silotune.settings import Job
+from silotune.settings import HUB, Job
 from silotune.wire import manifest
 from silotune.wire.envelope import Envelope, Kind, Scalar, failure
 
@@ -85,7 +86,7 @@ def _from_node(node_config: Mapping[str, Any]) -> SiloConfig:
     return SiloConfig(
         files=files,
         base=given.get("base"),
-        holdout=settings.data.holdout,
+        holdout=settings.data.holdout if "holdout" in given else None,
         reading=reading_of(settings.data),
         drop_leaks=settings.data.drop_leaks,
         device=settings.model.device,
@@ -112,10 +113,10 @@ def _sections(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def answer(request: Envelope, silo: SiloConfig) -> Envelope:
     """Answer one message of the server; what goes wrong becomes an answer too."""
-    return guarded(request.kind, lambda: ANSWERS[request.kind](request, silo))
+    return guarded(request.kind, lambda: ANSWERS[request.kind](request, silo), silo)
 
 
-def guarded(kind: Kind, work: Callable[[], Envelope]) -> Envelope:
+def guarded(kind: Kind, work: Callable[[], Envelope], silo: SiloConfig | None = None) -> Envelope:
     """Run `work`; turn an exception into a failure that carries no text of a silo and no folder of its machine.
 
     The silo's own log has the whole message.
@@ -124,7 +125,7 @@ def guarded(kind: Kind, work: Callable[[], Envelope]) -> Envelope:
         return work()
     except SilotuneError as error:
         logger.warning("%s not answered: %s", kind, error)
-        return failure(kind, without_folders(str(error)))
+        return failure(kind, without_folders(str(error), silo))
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"unexpected {type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
@@ -132,9 +133,14 @@ def guarded(kind: Kind, work: Callable[[], Envelope]) -> Envelope:
         return failure(kind, reason)
 
 
-def without_folders(text: str) -> str:
-    """Leave of every absolute path the last part only."""
-    return re.sub(r"""(?<![^\s"'(])/(?:[^/\n:"']+/)*(?=[^/\s:])""", "", text)
+def without_folders(text: str, silo: SiloConfig | None = None) -> str:
+    """Leave of the silo's own paths, and of every absolute path, the last part only."""
+    if silo is not None:
+        places = [*silo.files.train, *silo.files.test, *([silo.base] if silo.base else [])]
+        folders = {printable(Path(place).parent) for place in places if not place.startswith(HUB)} - {".", "/"}
+        for folder in sorted(folders, key=len, reverse=True):
+            text = text.replace(f"{folder}/", "").replace(folder, Path(folder).name)
+    return re.sub(r"""(?<![^\s"'(=:,])/(?:[^/\n:"']+/)*(?=[^/\s:])""", "", text)
 
 
 @dataclass
@@ -160,10 +166,12 @@ def _prepare(request: Envelope, silo: SiloConfig) -> _Work:
         job = Job.model_validate_json(str(request.fields["job"]))
     except ValidationError as error:
         raise InputError(f"the server's job cannot be used: {error.errors()[0]['msg']}") from None
-    torch.set_num_threads(silo.threads or os.cpu_count() or 1)
+    torch.set_num_threads(silo.threads or cores())
     resident = tuner(_base(job, silo), job.lora, place(silo.device, silo.dtype))
+    holdout = job.holdout if silo.holdout is None else silo.holdout
+    silo = replace(silo, holdout=holdout)
     if silo.leaks is None:
-        silo = replace(silo, leaks=leaks_of([silo.files], silo.reading, silo.holdout, job.seed))
+        silo = replace(silo, leaks=leaks_of([silo.files], silo.reading, holdout, job.seed))
     corpus = load_corpus(silo, resident.tokenizer, job.max_length, job.seed)
     round_ = int(request.fields.get("round", 0))
     return _Work(job, silo, round_, resident, corpus, Progress(silo.scratch, silo.files.name, round_, request.kind))
@@ -193,7 +201,7 @@ def _hello(request: Envelope, silo: SiloConfig) -> Envelope:
         "test_loss_tokens": test.loss_tokens,
         "test_cut": test.cut,
         "text_bytes": train.text_bytes + test.text_bytes,
-        "threads": silo.threads or os.cpu_count() or 1,
+        "threads": silo.threads or cores(),
         "version": silotune.__version__,
     }
     return Envelope("up", "hello", fields)

@@ -4,11 +4,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from silotune.data import leaks
 from silotune.data.corpus import leaks_of, load_corpus, reading_of, silos_of
@@ -17,7 +18,7 @@ from silotune.data.leaks import Leaks
 from silotune.data.silos import SiloConfig, SiloFiles
 from silotune.data.store import stamp
 from silotune.errors import RecipeError
-from silotune.federation.events import Venue, Watcher
+from silotune.federation.events import Event, Venue, Watcher
 from silotune.federation.progress import ask_to_stop
 from silotune.model.base import LOCAL, load_tokenizer, locate, place, public_name
 from silotune.settings import Recipe
@@ -82,10 +83,9 @@ def crew_of(recipe: Recipe) -> Crew:
         DataError: there are none, or two of one name.
     """
     found = silos_of(recipe.data, recipe.seed)
-    cores = os.cpu_count() or 1
     inline = recipe.federation.engine == "inline"
-    workers = 1 if inline else min(recipe.federation.workers or cores, len(found))
-    threads = recipe.federation.threads or max(1, cores // workers)
+    workers = 1 if inline else min(recipe.federation.workers or cores(), len(found))
+    threads = recipe.federation.threads or max(1, cores() // workers)
     base = recipe.model.base if public_name(recipe.model.base) == LOCAL else None
     reading = reading_of(recipe.data)
     leaked = leaks_of(found, reading, recipe.data.holdout, recipe.seed)
@@ -110,12 +110,17 @@ def _size(files: SiloFiles) -> tuple[int, str]:
     return sum(sum(stamp(source)[:1]) for source in files.train), files.name
 
 
+def cores() -> int:
+    """Cores that this process may use; containers and `taskset` leave it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
-def quiet(log: Path) -> Iterator[None]:
+def quiet(log: Path) -> Iterator[Callable[[Watcher], Watcher]]:
     """Send all that this process and its children write to the terminal to a file, for as long as it lasts.
 
-    At the level of file descriptors, because Ray and native libraries write past Python. Who wants to be seen
-    meanwhile writes to a duplicate of the descriptor made before.
+    At the level of file descriptors, because Ray and native libraries write past Python. Yields a function that
+    makes a watcher heard: what it prints goes where it would have gone.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -124,7 +129,7 @@ def quiet(log: Path) -> Iterator[None]:
     try:
         os.dup2(target, 1)
         os.dup2(target, 2)
-        yield
+        yield lambda watch: _aloud(watch, kept)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -132,6 +137,27 @@ def quiet(log: Path) -> Iterator[None]:
             os.dup2(descriptor, number)
             os.close(descriptor)
         os.close(target)
+
+
+def _aloud(watch: Watcher, kept: Sequence[int]) -> Watcher:
+    """A watcher whose prints go to the descriptors `kept`, where Python's own streams were the process's."""
+
+    def heard(event: Event) -> None:
+        with ExitStack() as stack:
+            for name, number, redirect in (("stdout", 1, redirect_stdout), ("stderr", 2, redirect_stderr)):
+                if _descriptor(getattr(sys, name)) == number:
+                    stream = stack.enter_context(os.fdopen(os.dup(kept[number - 1]), "w", encoding="utf-8"))
+                    stack.enter_context(redirect(stream))
+            watch(event)
+
+    return heard
+
+
+def _descriptor(stream: Any) -> int | None:
+    try:
+        return int(stream.fileno())
+    except (AttributeError, OSError, ValueError):  # a notebook's stream has none
+        return None
 
 
 @contextmanager

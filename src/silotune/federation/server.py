@@ -73,6 +73,7 @@ def _job(recipe: Recipe) -> Job:
         lora=recipe.lora,
         max_length=recipe.data.max_length,
         training=recipe.training,
+        holdout=recipe.data.holdout,
         algorithm=recipe.federation.algorithm,
     )
 

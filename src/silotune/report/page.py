@@ -3,7 +3,7 @@
 from markupsafe import Markup
 
 from silotune.federation.run import RunFolder
-from silotune.recipe import dump_recipe
+from silotune.recipe import dump_recipe, without_folders
 from silotune.report import plots, samples
 from silotune.report.figures import gather
 from silotune.report.render import environment
@@ -17,7 +17,7 @@ def write(run: RunFolder) -> None:
         .get_template("page.html.j2")
         .render(
             recipe=run.recipe(),
-            recipe_text=dump_recipe(run.recipe()),
+            recipe_text=dump_recipe(without_folders(run.recipe())),
             figures=figures,
             samples=samples.read(run),
             environment=run.environment(),
