@@ -33,6 +33,11 @@ class ModelSettings(Section):
     """Where a silo computes; `auto` takes CUDA where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "nf4"] = "auto"
     """Of the frozen weights; `auto` is float32 on CPU and bfloat16 on CUDA. LoRA factors are always float32."""
+    keep: Literal["float32", "bfloat16", "off"] = "float32"
+    """Where no adapter sits in the lower blocks (`lora.layers`), what those give for an example is computed once and
+    kept: exactly, rounded to half the memory, or not."""
+    keep_mib: Annotated[int, Field(ge=0, le=1 << 20)] = 1024
+    """MiB that a process keeps at most; what is over it is computed each time."""
 
 
 class LoraSettings(Section):

@@ -15,8 +15,11 @@ from silotune.model.base import place
 from silotune.model.tuner import tuner
 from silotune.settings import LoraSettings, TrainingSettings
 from silotune.training.evaluation import evaluate
+from silotune.training.forward import Ways
 from silotune.training.local import DivergedError, learning_rate, train_round
 from silotune.training.loss import plain_logits, summed_loss
+
+WAYS = Ways(head=True, start=False)
 
 
 def rows(count=7):
@@ -38,7 +41,7 @@ def examples(resident):
 
 def run(resident, examples, settings, round_=1, seed=0):
     lora.put(resident.model, initial_adapter(resident.spec, 0))
-    totals = train_round(resident, examples, settings, seed, "s", round_)
+    totals = train_round(resident, WAYS, examples, settings, seed, "s", round_)
     return totals, lora.take(resident.model)
 
 
@@ -94,20 +97,22 @@ def test_a_loss_that_is_not_finite_is_told(resident, examples):
     adapter = initial_adapter(resident.spec, 0)
     lora.put(resident.model, {name: value + float("nan") for name, value in adapter.items()})
     with pytest.raises(DivergedError, match="not finite at step 1"):
-        train_round(resident, examples, TrainingSettings(steps=1, batch=2), 0, "s", 1)
+        train_round(resident, WAYS, examples, TrainingSettings(steps=1, batch=2), 0, "s", 1)
 
 
 def test_evaluation_equals_row_by_row_and_stops_when_asked(resident, examples):
     lora.put(resident.model, initial_adapter(resident.spec, 0))
-    score = evaluate(resident, examples)
-    single = [evaluate(resident, Split(examples.store, examples.chosen[row : row + 1])) for row in range(len(examples))]
+    score = evaluate(resident, WAYS, examples)
+    single = [
+        evaluate(resident, WAYS, Split(examples.store, examples.chosen[row : row + 1])) for row in range(len(examples))
+    ]
     assert score.loss == pytest.approx(sum(one.loss for one in single), rel=1e-5)
     assert (score.tokens, score.correct) == (sum(o.tokens for o in single), sum(o.correct for o in single))
     assert score.tokens == sum(example.loss_tokens for example in examples)
-    assert evaluate(resident, Split(examples.store, examples.chosen[:0])).tokens == 0
+    assert evaluate(resident, WAYS, Split(examples.store, examples.chosen[:0])).tokens == 0
 
     def stop():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(resident, examples, stop)
+        evaluate(resident, WAYS, examples, stop)

@@ -70,6 +70,8 @@ class Batch:
     """int64 (rows, length): 1 where there is a token."""
     predicts: Any
     """bool (rows, length): whether the next token of this position carries loss."""
+    shared: int = 0
+    """Tokens that all rows begin with and that carry no loss."""
 
     @property
     def loss_tokens(self) -> int:
@@ -90,10 +92,27 @@ def collate(examples: Sequence[Example], pad: int, device: str) -> Batch:
         ids[index, :size] = torch.from_numpy(example.ids.astype(np.int64))
         mask[index, :size] = 1
         predicts[index, : size - 1] = torch.from_numpy(example.answered[1:].astype(np.bool_))
-    return Batch(ids.to(device), mask.to(device), predicts.to(device))
+    return Batch(ids.to(device), mask.to(device), predicts.to(device), _shared_start(examples))
 
 
-def by_length(lengths: NDArray[np.int64], rows: int) -> list[list[int]]:
-    """Row numbers in batches of `rows` of similar length, for evaluation."""
-    order = np.argsort(lengths, kind="stable").tolist()
-    return [order[start : start + rows] for start in range(0, len(order), rows)]
+def _shared_start(examples: Sequence[Example]) -> int:
+    """Tokens that all examples begin with, as far as none of them carries loss."""
+    if len(examples) < 2:
+        return 0
+    most = min(min(len(example.ids), int(np.argmax(example.answered))) for example in examples)
+    first = examples[0].ids[:most]
+    alike = np.ones(most, np.bool_)
+    for example in examples[1:]:
+        alike &= example.ids[:most] == first
+    return most if alike.all() else int(np.argmin(alike))
+
+
+def by_length(lengths: NDArray[np.int64], tokens: int) -> list[list[int]]:
+    """Row numbers in batches of similar length, each of `tokens` tokens at most with its padding (or of one row)."""
+    batches: list[list[int]] = []
+    for row in np.argsort(lengths, kind="stable").tolist():
+        if batches and (len(batches[-1]) + 1) * int(lengths[row]) <= tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches

@@ -170,6 +170,9 @@ class SiloConfig:
     """Leave those out of the test."""
     device: str = "auto"
     dtype: str = "auto"
+    keep: str = "float32"
+    """Numbers of kept activations; "off": none are kept."""
+    keep_mib: int = 1024
     threads: int = 0
     """Torch threads; 0: all cores."""
     ledger: Path | None = None

@@ -41,7 +41,7 @@ def silo_of(node_config: Mapping[str, Any]) -> SiloConfig:
 
     Node configuration of a SuperNode: `data` (a silo's folder or its NAME.train.*) and optionally `silo` (its name),
     `base` (where the base model lies), `threads`, `device`, `dtype`, `holdout`, `ledger`, `fields` (what the fields
-    of rows are: "prompt=q,response=a"), `text-rows`, `drop-leaks`.
+    of rows are: "prompt=q,response=a"), `text-rows`, `drop-leaks`, `keep`, `keep-mib`.
 
     Raises:
         InputError: neither is there, or a key is unknown or of the wrong type.
@@ -67,7 +67,7 @@ def _virtual_silos(recipe: str, scratch: str | None) -> tuple[SiloConfig, ...]:
 
 NODE_KEYS: Mapping[str, type] = {
     "data": str, "silo": str, "base": str, "threads": int, "device": str, "dtype": str, "holdout": float, "ledger": str,
-    "fields": str, "text-rows": str, "drop-leaks": bool,
+    "fields": str, "text-rows": str, "drop-leaks": bool, "keep": str, "keep-mib": int,
 }  # fmt: skip
 
 
@@ -91,6 +91,8 @@ def _from_node(node_config: Mapping[str, Any]) -> SiloConfig:
         drop_leaks=settings.data.drop_leaks,
         device=settings.model.device,
         dtype=settings.model.dtype,
+        keep=settings.model.keep,
+        keep_mib=settings.model.keep_mib,
         threads=settings.federation.threads or 0,
         ledger=Path(given["ledger"]) if "ledger" in given else None,
     )
@@ -99,8 +101,11 @@ def _from_node(node_config: Mapping[str, Any]) -> SiloConfig:
 def _sections(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """A node's settings where a recipe has them, so that they have the same bounds."""
     sections: dict[str, dict[str, Any]] = {"data": {}, "model": {}, "federation": {}}
-    for section, keys in (("data", ("holdout", "text-rows", "drop-leaks")), ("model", ("device", "dtype")),
-                          ("federation", ("threads",))):  # fmt: skip
+    for section, keys in (
+        ("data", ("holdout", "text-rows", "drop-leaks")),
+        ("model", ("device", "dtype", "keep", "keep-mib")),
+        ("federation", ("threads",)),
+    ):
         sections[section] = {key.replace("-", "_"): given[key] for key in keys if key in given}
     if "fields" in given:
         pairs = [pair.partition("=") for pair in given["fields"].split(",")]
@@ -151,6 +156,7 @@ class _Work:
     silo: SiloConfig
     round: int
     tuner: Any
+    ways: Any
     corpus: Corpus
     progress: Callable[..., None] = field(default=lambda **_: None)
 
@@ -161,6 +167,8 @@ def _prepare(request: Envelope, silo: SiloConfig) -> _Work:
     from silotune.federation.progress import Progress
     from silotune.model.base import place
     from silotune.model.tuner import tuner
+    from silotune.training.forward import ways_of
+    from silotune.training.kept import Keep
 
     try:
         job = Job.model_validate_json(str(request.fields["job"]))
@@ -174,7 +182,11 @@ def _prepare(request: Envelope, silo: SiloConfig) -> _Work:
         silo = replace(silo, leaks=leaks_of([silo.files], silo.reading, holdout, job.seed))
     corpus = load_corpus(silo, resident.tokenizer, job.max_length, job.seed)
     round_ = int(request.fields.get("round", 0))
-    return _Work(job, silo, round_, resident, corpus, Progress(silo.scratch, silo.files.name, round_, request.kind))
+    keep = Keep(silo.keep, silo.keep_mib << 20)  # type: ignore[arg-type]
+    ways = ways_of(resident.model, resident.device, job.lora.dropout, keep)
+    return _Work(
+        job, silo, round_, resident, ways, corpus, Progress(silo.scratch, silo.files.name, round_, request.kind)
+    )
 
 
 def _base(job: Job, silo: SiloConfig) -> str:
@@ -224,7 +236,7 @@ def _train(request: Envelope, silo: SiloConfig) -> Envelope:
     received = _received(request, work)
     job, name = work.job, silo.files.name
     totals = train_round(
-        work.tuner, work.corpus.train, job.training, job.seed, name, work.round,
+        work.tuner, work.ways, work.corpus.train, job.training, job.seed, name, work.round,
         lambda step: work.progress(**asdict(step)),
     )  # fmt: skip
     update = algorithms.find(job.algorithm).client(received, lora.take(work.tuner.model))
@@ -245,7 +257,7 @@ def _evaluate(request: Envelope, silo: SiloConfig) -> Envelope:
 
     work = _prepare(request, silo)
     _received(request, work)
-    score = evaluate(work.tuner, work.corpus.test, lambda: work.progress())
+    score = evaluate(work.tuner, work.ways, work.corpus.test, lambda: work.progress())
     fields: dict[str, Scalar] = {
         "rows": score.rows,
         "tokens": score.tokens,

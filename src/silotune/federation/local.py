@@ -99,6 +99,8 @@ def crew_of(recipe: Recipe) -> Crew:
             drop_leaks=recipe.data.drop_leaks,
             device=recipe.model.device,
             dtype=recipe.model.dtype,
+            keep=recipe.model.keep,
+            keep_mib=recipe.model.keep_mib,
             threads=threads,
         )
         for files in sorted(found, key=_size, reverse=True)

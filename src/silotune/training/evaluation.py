@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from silotune.data.batches import by_length, collate
 from silotune.data.store import Split
 from silotune.model.tuner import Tuner
-from silotune.training.loss import answer_logits, head_is_plain, plain_logits, summed_loss, targets
+from silotune.training.forward import Ways, loss_and_correct
 
-ROWS = 16
-"""Rows in a forward pass of evaluation."""
+TOKENS = 4096
+"""Tokens in a forward pass of evaluation, padding included."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,20 @@ class Score:
     seconds: float = 0.0
 
 
-def evaluate(tuner: Tuner, examples: Split, report: Callable[[], None] = lambda: None) -> Score:
+def evaluate(tuner: Tuner, ways: Ways, examples: Split, report: Callable[[], None] = lambda: None) -> Score:
     """Score the adapter that lies in the model on rows; `report` is called after each batch and may raise to stop."""
     import torch
 
     model, pad = tuner.model, int(tuner.tokenizer.pad_token_id or 0)
     model.eval()
-    logits_of = answer_logits if head_is_plain(model, tuner.device) else plain_logits
     began = time.monotonic()
     loss, tokens, correct = 0.0, 0, 0
-    with torch.inference_mode():
-        for rows in by_length(examples.lengths, ROWS):
+    with torch.no_grad():
+        for rows in by_length(examples.lengths, TOKENS):
             batch = collate([examples[row] for row in rows], pad, tuner.device)
-            logits = logits_of(model, batch)
-            loss += float(summed_loss(logits, batch))
-            correct += int((logits.argmax(-1) == targets(batch)).sum())
+            batch_loss, batch_correct = loss_and_correct(model, batch, ways)
+            loss += float(batch_loss)
+            correct += batch_correct
             tokens += batch.loss_tokens
             report()
     return Score(len(examples), tokens, loss, correct, time.monotonic() - began)

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from silotune.data.batches import collate, plan_round
+from silotune.data.batches import Batch, collate, plan_round
 from silotune.data.seeds import derive
 from silotune.data.store import Split
 from silotune.errors import SilotuneError
 from silotune.model import lora
 from silotune.model.tuner import Tuner
 from silotune.settings import TrainingSettings
-from silotune.training.loss import answer_logits, head_is_plain, plain_logits, summed_loss
+from silotune.training.forward import Ways, loss_and_correct
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def learning_rate(settings: TrainingSettings, progress: float) -> float:
 
 def train_round(
     tuner: Tuner,
+    ways: Ways,
     examples: Split,
     settings: TrainingSettings,
     seed: int,
@@ -81,6 +82,7 @@ def train_round(
 
     Args:
         tuner: the resident model, with the received adapter in it.
+        ways: the short ways through it (`forward.ways_of`).
         examples: the silo's training rows.
         settings: of the training.
         seed: of the run.
@@ -94,7 +96,6 @@ def train_round(
     import torch
 
     model, pad = tuner.model, int(tuner.tokenizer.pad_token_id or 0)
-    logits_of = answer_logits if head_is_plain(model, tuner.device) else plain_logits
     parameters = list(lora.factors(model).values())
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=settings.weight_decay, foreach=True)
     plan = plan_round(settings, examples.lengths, seed, silo, round_)
@@ -108,15 +109,8 @@ def train_round(
             count = sum(example.loss_tokens for rows in chosen for example in rows)
             rate = learning_rate(settings, (round_ - 1 + number / len(plan)) / settings.rounds)
             optimizer.param_groups[0]["lr"] = rate
-            loss = _step(
-                model,
-                parameters,
-                optimizer,
-                settings.clip,
-                count,
-                [collate(rows, pad, tuner.device) for rows in chosen],
-                logits_of,
-            )
+            batches = [collate(rows, pad, tuner.device) for rows in chosen]
+            loss = _step(model, ways, parameters, optimizer, settings.clip, count, batches)
             if not math.isfinite(loss):
                 raise DivergedError(f"the loss is not finite at step {number}; lower training.learning_rate")
             total_loss += loss
@@ -131,7 +125,7 @@ def train_round(
 
 
 def _step(
-    model: Any, parameters: list[Any], optimizer: Any, clip: float, count: int, batches: list[Any], logits_of: Any
+    model: Any, ways: Ways, parameters: list[Any], optimizer: Any, clip: float, count: int, batches: list[Batch]
 ) -> float:
     """One optimizer step on the mean loss over `count` loss tokens; returns the summed loss."""
     import torch
@@ -139,8 +133,8 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for batch in batches:
-        loss = summed_loss(logits_of(model, batch), batch)
-        (loss / max(count, 1)).backward()
+        loss, _ = loss_and_correct(model, batch, ways)
+        (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     torch.nn.utils.clip_grad_norm_(parameters, clip, foreach=True)
     optimizer.step()

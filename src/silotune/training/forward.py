@@ -1,0 +1,167 @@
+"""From a batch to its loss by the shortest exact way: nothing is computed that the loss does not need.
+
+    start     tokens that all rows begin with (a chat template's system turn) go through the model once a batch
+    kept      where no adapter sits below block k, the output of the blocks below is kept for every example (`kept`)
+    head      logits only at positions that carry loss, in chunks, each turned into its loss and gradient at once
+
+Each way is tried against the model's own forward pass when a model is loaded, and not taken where the two differ;
+`loss.plain_logits` stays as the oracle. Gradients stop below the lowest adapter by themselves: nothing there needs one.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from silotune.data.batches import Batch
+from silotune.training.kept import Keep, Kept, feeding, make_kept, same
+from silotune.training.loss import head_is_plain, plain_logits, targets
+
+MOST_LOGITS = 256 << 20
+"""Bytes of logits, their logarithms and their gradients held at a time."""
+SHORTEST_START = 8
+"""Tokens that rows must share at their start for it to be worth a pass of its own."""
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Which short ways are exact for a model."""
+
+    head: bool
+    start: bool
+    kept: Kept | None = None
+
+
+def loss_and_correct(tuned: Any, batch: Batch, ways: Ways) -> tuple[Tensor, int]:
+    """Sum of the cross-entropy over the batch's loss tokens in nats, and how many of them were the first choice.
+
+    The loss has a gradient where gradients are being recorded.
+    """
+    if not ways.head:
+        logits = plain_logits(tuned, batch)
+        wanted = targets(batch)
+        correct = int((logits.detach().argmax(-1) == wanted).sum())
+        return functional.cross_entropy(logits, wanted, reduction="sum"), correct
+    head = tuned.get_base_model().get_output_embeddings()
+    loss, correct = _SummedLoss.apply(answer_hidden(tuned, batch, ways), head, targets(batch))  # type: ignore[no-untyped-call]
+    return loss, int(correct)
+
+
+def answer_hidden(tuned: Any, batch: Batch, ways: Ways) -> Tensor:
+    """Last hidden states (loss tokens, width) at the positions that carry loss."""
+    if ways.kept is not None:
+        with feeding(ways.kept, batch):
+            return _hidden(tuned, batch)
+    if ways.start and batch.shared >= SHORTEST_START:
+        return _hidden_after_start(tuned, batch)
+    return _hidden(tuned, batch)
+
+
+def _decoder(tuned: Any) -> Any:
+    causal = tuned.get_base_model()
+    return getattr(causal, causal.base_model_prefix)
+
+
+def _hidden(tuned: Any, batch: Batch) -> Tensor:
+    states = _decoder(tuned)(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
+    return states[batch.predicts]  # type: ignore[no-any-return]
+
+
+def _hidden_after_start(tuned: Any, batch: Batch) -> Tensor:
+    """Run the shared start as one row, then every row's rest with the start's keys and values before it.
+
+    The last token of the start is left to the rows: it may predict a token that carries loss.
+    """
+    start = batch.shared - 1
+    cache = _cache_of(tuned, batch.ids[:1, :start])
+    for layer in cache.layers:
+        layer.keys = layer.keys.expand(len(batch.ids), -1, -1, -1)
+        layer.values = layer.values.expand(len(batch.ids), -1, -1, -1)
+    states = _decoder(tuned)(
+        input_ids=batch.ids[:, start:], attention_mask=batch.mask, past_key_values=cache, use_cache=True
+    ).last_hidden_state
+    return states[batch.predicts[:, start:]]  # type: ignore[no-any-return]
+
+
+def _cache_of(tuned: Any, ids: Tensor) -> Any:
+    """Keys and values of a start, with their gradients."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=tuned.get_base_model().config)
+    _decoder(tuned)(input_ids=ids, past_key_values=cache, use_cache=True)
+    return cache
+
+
+class _SummedLoss(torch.autograd.Function):
+    """Cross-entropy of a frozen output layer, chunk by chunk: the gradient is worked out while the logits are there."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Any, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the loss over (tokens, width) hidden states, and how many first choices are right."""
+        needed = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if needed else None
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        size = max(1, MOST_LOGITS // (3 * 4 * head.weight.shape[0]))
+        for start in range(0, len(hidden), size):
+            with torch.set_grad_enabled(needed):
+                part = hidden[start : start + size].detach().requires_grad_(needed)
+                logits = head(part).float()
+                chunk = functional.cross_entropy(logits, wanted[start : start + size], reduction="sum")
+            loss += chunk.detach()
+            if gradient is None:  # who trains does not ask
+                correct += (logits.argmax(-1) == wanted[start : start + size]).sum()
+            else:
+                (gradient[start : start + size],) = torch.autograd.grad(chunk, part)
+        ctx.gradient = gradient
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Any) -> tuple[Tensor, None, None]:
+        """The gradient of the hidden states."""
+        return ctx.gradient * outer[0], None, None
+
+
+# ------------------------------------------------------------------------------------------ which are exact
+
+
+@functools.lru_cache(maxsize=1)
+def ways_of(tuned: Any, device: str, dropout: float, keep: Keep) -> Ways:
+    """The ways that are exact for a model, found out once for the model's life.
+
+    Args:
+        tuned: PEFT's model.
+        device: where it computes.
+        dropout: of the adapter; where it is not 0 every row draws its own, so no start is shared.
+        keep: of what the blocks below the lowest adapter give.
+    """
+    head = head_is_plain(tuned, device)
+    return Ways(head, head and not dropout and start_is_shared(tuned, device), make_kept(tuned, keep) if head else None)
+
+
+def start_is_shared(tuned: Any, device: str) -> bool:
+    """Whether a start computed once gives every row what the whole row gives."""
+    from transformers.cache_utils import DynamicLayer
+
+    vocabulary = tuned.get_base_model().config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (3, 40), generator=generator).to(device)
+    ids[:, :20] = ids[0, :20]
+    mask = torch.ones_like(ids)
+    mask[1, 33:] = 0
+    batch = Batch(ids, mask, (mask == 1) & (torch.arange(40, device=device) >= 19), shared=20)
+    training = tuned.training
+    tuned.eval()
+    try:
+        with torch.no_grad():
+            if not all(type(layer) is DynamicLayer for layer in _cache_of(tuned, ids[:1, :8]).layers):
+                return False
+            return same(_hidden_after_start(tuned, batch), _hidden(tuned, batch))
+    except (TypeError, ValueError, AttributeError, RuntimeError):  # a model with no such cache
+        return False
+    finally:
+        tuned.train(training)

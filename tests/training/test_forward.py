@@ -1,0 +1,209 @@
+"""The short ways through the model: each gives the loss and the gradients of the model's own forward pass."""
+
+import pytest
+import torch
+import transformers
+from tests.conftest import make_tokenizer
+from tests.data.helpers import example
+
+from silotune.data.batches import collate
+from silotune.model import lora
+from silotune.model.adapter import initial_adapter
+from silotune.model.base import place
+from silotune.model.tuner import tuner
+from silotune.settings import LoraSettings
+from silotune.training import forward, kept
+from silotune.training.forward import Ways, loss_and_correct, start_is_shared, ways_of
+from silotune.training.kept import Keep, make_kept
+from silotune.training.loss import plain_logits, summed_loss, targets
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+GROUPED = {**SMALL, "num_key_value_heads": 2}
+MODELS = {
+    "Llama": GROUPED,
+    "Qwen2": GROUPED,
+    "Mistral": {**GROUPED, "sliding_window": 8},
+    "Gemma2": {**GROUPED, "head_dim": 8, "sliding_window": 8, "final_logit_softcapping": None},
+    "GPTNeoX": SMALL,
+    "GPT2": {"n_embd": 32, "n_layer": 4, "n_head": 4, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    "Bloom": {"hidden_size": 32, "n_layer": 4, "n_head": 4, "attention_dropout": 0.0, "hidden_dropout": 0.0},
+}
+
+
+def make(folder, name, **changes):
+    tokenizer = make_tokenizer()
+    torch.manual_seed(3)
+    config = getattr(transformers, f"{name}Config")(**{**MODELS[name], **changes}, vocab_size=len(tokenizer))
+    getattr(transformers, f"{name}{'LMHeadModel' if name == 'GPT2' else 'ForCausalLM'}")(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def adapted(base, **settings):
+    resident = tuner(base, LoraSettings(r=2, targets="all", **settings), place("cpu", "auto"))
+    generator = torch.Generator().manual_seed(1)
+    adapter = initial_adapter(resident.spec, 0)
+    lora.put(resident.model, {name: value + 0.05 * torch.randn(value.shape, generator=generator).numpy() for name, value in adapter.items()})  # fmt: skip
+    return resident.model.train()
+
+
+def rows(shared=14, count=4):
+    """Rows of unequal length that begin alike."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randint(3, 300, (shared,), generator=generator).tolist()
+    found = []
+    for index in range(count):
+        rest = torch.randint(3, 300, (6 + 3 * index,), generator=generator).tolist()
+        found.append(example([*start, *rest], [False] * (shared + index) + [True] * (len(rest) - index)))
+    return found
+
+
+def measured(tuned, batch, ways):
+    """Loss, gradients, and right first choices; without ways, those of the oracle."""
+    tuned.zero_grad()
+    if ways is None:
+        logits = plain_logits(tuned, batch)
+        loss, correct = summed_loss(logits, batch), int((logits.argmax(-1) == targets(batch)).sum())
+    else:
+        loss, _ = loss_and_correct(tuned, batch, ways)
+        with torch.no_grad():
+            again, correct = loss_and_correct(tuned, batch, ways)
+        assert torch.allclose(again, loss, rtol=1e-5)
+    loss.backward()
+    return loss.detach(), {name: factor.grad.clone() for name, factor in lora.factors(tuned).items()}, correct
+
+
+def assert_same(one, other):
+    assert torch.allclose(one[0], other[0], rtol=1e-5)
+    assert one[2] == other[2]
+    for name in one[1]:
+        scale = float(other[1][name].abs().max())
+        assert float((one[1][name] - other[1][name]).abs().max()) <= 2e-4 * scale + 1e-7, name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_shared_start_gives_the_plain_loss_and_gradients(tmp_path, name):
+    tuned = adapted(make(tmp_path, name))
+    batch = collate(rows(), 0, "cpu")
+    assert batch.shared == 14
+    ways = ways_of(tuned, "cpu", 0.0, Keep())
+    assert ways.head and ways.start == (name not in ("Mistral", "Gemma2")), "a window's cache forgets: not shared there"
+    assert_same(measured(tuned, batch, ways), measured(tuned, batch, None))
+    if ways.start:
+        sizes = []
+        block = tuned.get_base_model().get_submodule(lora.blocks(tuned.get_base_model())[1][0])
+        handle = block.register_forward_pre_hook(lambda _, given, named: sizes.append((given[0] if given else named["hidden_states"]).shape[:2]), with_kwargs=True)  # fmt: skip
+        loss_and_correct(tuned, batch, ways)
+        handle.remove()
+        assert sizes == [(1, 13), (4, batch.ids.shape[1] - 13)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_kept_activations_give_the_plain_loss_and_gradients(tmp_path, name):
+    tuned = adapted(make(tmp_path, name), layers="upper-half")
+    batch = collate(rows(), 0, "cpu")
+    ways = ways_of(tuned, "cpu", 0.0, Keep())
+    assert ways.kept is not None and ways.kept.lowest == 2
+    oracle = measured(tuned, batch, None)
+    assert_same(measured(tuned, batch, ways), oracle)
+    assert len(ways.kept.outputs) == 4
+    lower = ways.kept.blocks[1]
+    calls = []
+    handle = next(lower.children()).register_forward_hook(lambda *_: calls.append(1))
+    assert_same(measured(tuned, batch, ways), oracle)
+    handle.remove()
+    assert not calls, "the lower blocks run once an example"
+    assert_same(measured(tuned, batch, None), oracle)
+
+
+def test_what_is_kept_does_not_depend_on_the_batch_that_asked(tmp_path):
+    tuned = adapted(make(tmp_path, "Llama"), layers=[3])
+    one, other = make_kept(tuned, Keep()), make_kept(tuned, Keep())
+    batch = collate(rows(), 0, "cpu")
+    with kept.feeding(one, batch):
+        pass
+    for row in rows():
+        with kept.feeding(other, collate([row], 0, "cpu")):
+            pass
+    assert one.outputs.keys() == other.outputs.keys()
+    assert all((one.outputs[key] == other.outputs[key]).all() for key in one.outputs)
+
+
+def test_kept_activations_stay_in_their_bound_and_are_right_past_it(tmp_path):
+    tuned = adapted(make(tmp_path, "Llama"), layers=[3])
+    batch = collate(rows(), 0, "cpu")
+    bound = 2 * 32 * 4 * len(rows()[1].ids)
+    narrow = make_kept(tuned, Keep(most_bytes=bound))
+    ways = Ways(True, False, narrow)
+    oracle = measured(tuned, batch, None)
+    assert_same(measured(tuned, batch, ways), oracle)
+    assert 0 < narrow.held <= bound and len(narrow.outputs) < 4
+    assert_same(measured(tuned, batch, ways), oracle)
+
+
+def test_in_bfloat16_they_take_half_and_are_near(tmp_path):
+    tuned = adapted(make(tmp_path, "Llama"), layers=[3])
+    batch = collate(rows(), 0, "cpu")
+    half, full = make_kept(tuned, Keep("bfloat16")), make_kept(tuned, Keep())
+    loss = measured(tuned, batch, Ways(True, False, half))[0]
+    exact = measured(tuned, batch, Ways(True, False, full))[0]
+    assert half.held * 2 == full.held
+    assert loss == pytest.approx(float(exact), rel=1e-2) and loss != exact
+
+
+def test_nothing_is_kept_where_it_saves_nothing_or_is_not_exact(tmp_path):
+    base = make(tmp_path / "llama", "Llama")
+    assert make_kept(adapted(base), Keep()) is None, "block 0 carries an adapter"
+    assert make_kept(adapted(base, layers=[1]), Keep("off")) is None
+    drops = make(tmp_path / "gpt2", "GPT2", resid_pdrop=0.1)
+    assert make_kept(adapted(drops, layers=[2]), Keep()) is None, "the lower part draws anew each time"
+
+
+def test_another_text_is_another_key(tmp_path):
+    tuned = adapted(make(tmp_path, "Llama"), layers=[3])
+    held = make_kept(tuned, Keep())
+    ids = torch.arange(3, 20)
+    held.of(ids), held.of(ids.clone()), held.of(ids[:-1]), held.of(ids + 1)
+    assert len(held.outputs) == 3
+
+
+def test_dropout_of_the_adapter_shares_no_start(tmp_path):
+    tuned = adapted(make(tmp_path, "Llama"), dropout=0.1)
+    assert start_is_shared(tuned, "cpu") and not ways_of(tuned, "cpu", 0.1, Keep()).start
+
+
+def test_chunks_of_the_output_layer_add_up(tmp_path, monkeypatch):
+    tuned = adapted(make(tmp_path, "Llama"))
+    batch = collate(rows(), 0, "cpu")
+    whole = measured(tuned, batch, Ways(True, False))
+    seen = []
+    head = tuned.get_base_model().get_output_embeddings()
+    handle = head.register_forward_hook(lambda _, __, output: seen.append(len(output)))
+    monkeypatch.setattr(forward, "MOST_LOGITS", 5 * 3 * 4 * head.weight.shape[0])
+    assert_same(measured(tuned, batch, Ways(True, False)), whole)
+    handle.remove()
+    assert max(seen) == 5 and sum(seen) == 2 * batch.loss_tokens
+
+
+def test_no_gradient_is_worked_out_below_the_lowest_adapter(tmp_path):
+    tuned = adapted(make(tmp_path, "Llama"), layers=[2, 3])
+    blocks = [tuned.get_base_model().get_submodule(name) for name in lora.blocks(tuned.get_base_model())[1]]
+    tracked = []
+    for block in blocks:
+        block.register_forward_hook(lambda _, __, output: tracked.append((output[0] if isinstance(output, tuple) else output).requires_grad))  # fmt: skip
+    loss_and_correct(tuned, collate(rows(), 0, "cpu"), Ways(True, False))
+    assert tracked == [False, False, True, True]
+
+
+def test_rows_that_share_nothing_or_stand_alone_take_the_whole_way(tmp_path):
+    tuned = adapted(make(tmp_path, "Llama"))
+    for given in (rows(shared=0), rows(count=1), [*rows(), example([5, 6, 7], [False, True, True])]):
+        batch = collate(given, 0, "cpu")
+        assert batch.shared < forward.SHORTEST_START
+        assert_same(measured(tuned, batch, Ways(True, True)), measured(tuned, batch, None))
+
+
+def test_a_start_ends_where_loss_begins():
+    same = [example([9] * 20, [False] * 12 + [True] * 8)] * 3
+    assert collate(same, 0, "cpu").shared == 12
+    assert collate([example([9] * 20, [True] * 20)] * 3, 0, "cpu").shared == 0
