@@ -126,10 +126,10 @@ def test_a_silo_that_fails_is_named_with_its_reason(make_recipe, tmp_path, monke
 
     honest = local.train_round
 
-    def fail(tuner, examples, settings, seed, silo, round_, report):
-        if silo == "ash" and round_ == 2:
+    def fail(*arguments):
+        if arguments[5:7] == ("ash", 2):
             raise ValueError("private words")
-        return honest(tuner, examples, settings, seed, silo, round_, report)
+        return honest(*arguments)
 
     monkeypatch.setattr(local, "train_round", fail)
     _, events = run(make_recipe(), tmp_path / "run")

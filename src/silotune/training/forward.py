@@ -21,7 +21,7 @@ from silotune.training.kept import Keep, Kept, feeding, make_kept, same
 from silotune.training.loss import head_is_plain, plain_logits, targets
 
 MOST_LOGITS = 256 << 20
-"""Bytes of logits, their logarithms and their gradients held at a time."""
+"""Bytes of logits held at a time, twice over."""
 SHORTEST_START = 8
 """Tokens that rows must share at their start for it to be worth a pass of its own."""
 
@@ -96,26 +96,30 @@ def _cache_of(tuned: Any, ids: Tensor) -> Any:
 
 
 class _SummedLoss(torch.autograd.Function):
-    """Cross-entropy of a frozen output layer, chunk by chunk: the gradient is worked out while the logits are there."""
+    """Cross-entropy of a frozen linear output layer, chunk by chunk, each with its gradient while its logits are there.
+
+    For logits z of one token with target t, loss = log sum exp(z) - z_t, and its gradient is softmax(z) - onehot(t).
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Any, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the loss over (tokens, width) hidden states, and how many first choices are right."""
+        """Sum of the loss over (tokens, width) hidden states, and how many first choices are right (0 in training)."""
         needed = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if needed else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
-        size = max(1, MOST_LOGITS // (3 * 4 * head.weight.shape[0]))
+        size = max(1, MOST_LOGITS // (2 * 4 * head.weight.shape[0]))
         for start in range(0, len(hidden), size):
-            with torch.set_grad_enabled(needed):
-                part = hidden[start : start + size].detach().requires_grad_(needed)
-                logits = head(part).float()
-                chunk = functional.cross_entropy(logits, wanted[start : start + size], reduction="sum")
-            loss += chunk.detach()
-            if gradient is None:  # who trains does not ask
-                correct += (logits.argmax(-1) == wanted[start : start + size]).sum()
+            tokens = wanted[start : start + size, None]
+            logits = functional.linear(hidden[start : start + size], head.weight, head.bias).float()
+            norm = logits.logsumexp(-1, keepdim=True)
+            loss += (norm - logits.gather(-1, tokens)).sum()
+            if gradient is None:
+                correct += (logits.argmax(-1, keepdim=True) == tokens).sum()
             else:
-                (gradient[start : start + size],) = torch.autograd.grad(chunk, part)
+                slope = logits.sub_(norm).exp_()
+                slope.scatter_add_(-1, tokens, -torch.ones_like(tokens, dtype=slope.dtype))
+                gradient[start : start + size] = slope.to(head.weight.dtype) @ head.weight
         ctx.gradient = gradient
         ctx.mark_non_differentiable(correct)
         return loss, correct
@@ -139,7 +143,7 @@ def ways_of(tuned: Any, device: str, dropout: float, keep: Keep) -> Ways:
         dropout: of the adapter; where it is not 0 every row draws its own, so no start is shared.
         keep: of what the blocks below the lowest adapter give.
     """
-    head = head_is_plain(tuned, device)
+    head = type(tuned.get_base_model().get_output_embeddings()) is torch.nn.Linear and head_is_plain(tuned, device)
     return Ways(head, head and not dropout and start_is_shared(tuned, device), make_kept(tuned, keep) if head else None)
 
 
