@@ -215,6 +215,29 @@ def test_check_refuses_with_the_line_and_leaves_nothing(call, silos, on_tiny):
     assert call("check", silos, *on_tiny, "--plot", "x.doc")[2].startswith("silotune: --plot x.doc: give a file")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["{silos}", "--plot", "{tmp}/none/x.svg"], "there is no folder"),
+        (["{silos}", "--set", "data.silos=elsewhere"], "the rows are those of"),
+        (["{silos}", "--set", 'data={{silos="x"}}'], "the rows are those of"),
+        (["~nosuchuser/x"], "~nosuchuser/x: cannot be looked at"),
+        (["{tmp}/odd.doc"], "neither a recipe (.toml) nor a file of rows (.jsonl"),
+        (["{tmp}/none"], "none: no such file"),
+        (["{recipe}", "--set", "seed=1", "--set", "seed=2"], "seed is set twice"),
+        (["{recipe}", "--set", "seed=1\n[lora]\nr=3"], "more than one value"),
+        (["{recipe}", "--set", "SEED=1"], "did you mean 'seed'?"),
+        (["{recipe}", "--set", "data.silos=~nosuchuser/x"], "there is no such user's home folder"),
+        (["{recipe}", "--set", "data.silos="], "string should have at least 1 character"),
+    ],
+)
+def test_check_refuses_what_it_cannot_use(call, recipe_file, silos, tmp_path, on_tiny, arguments, says):
+    (tmp_path / "odd.doc").write_text("x")
+    given = [part.format(silos=silos, tmp=tmp_path, recipe=recipe_file) for part in arguments]
+    code, out, err = call("check", *given, *on_tiny)
+    assert code == 2 and says in err and out == "" and len(err.strip().splitlines()) == 1
+
+
 def test_leaks_are_told_before_training_and_dropped_when_asked(call, recipe_file, silos, tmp_path):
     line = (silos / "ash" / "train.jsonl").read_text().splitlines()[0]
     with (silos / "birch" / "test.jsonl").open("a") as file:

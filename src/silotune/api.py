@@ -6,15 +6,17 @@ run = silotune.train("recipe.toml")
 print(run.answer("When are you open?"))
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from silotune.data.corpus import silos_of
+from silotune.data.readers import ENDINGS
 from silotune.data.rows import Turn
 from silotune.data.survey import SiloSurvey, survey
-from silotune.errors import FederationError, Interrupted, RunError
+from silotune.errors import FederationError, InputError, Interrupted, RecipeError, RunError
 from silotune.federation import checkpoint, local, result
 from silotune.federation import run as run_folder
 from silotune.federation.events import Event, Venue, Watcher
@@ -83,17 +85,32 @@ def check(
     given, single = str(path), None
     if given.endswith(".toml"):
         recipe = load_recipe(Path(given), overrides)
-    elif given.startswith(HUB):
-        recipe = recipe_of({"data": {"silos": [{"name": given[:64], "train": given}]}}, overrides, Path.cwd())
     else:
-        place = Path(given).expanduser().absolute()
-        recipe = recipe_of({"data": {"silos": str(place)}}, overrides, Path.cwd())
-        single = place if not place.is_dir() else None
+        for override in overrides:
+            if re.match(r"\s*data\s*(\.\s*(silos|pool)\b|=)", override):
+                raise RecipeError(f"--set {override}: the rows are those of {given}; give a recipe to look elsewhere.")
+        recipe, single = _recipe_of_path(given, overrides)
     silos = () if single else silos_of(recipe.data, recipe.seed)
     if given.endswith(".toml"):
         local.require_enough(recipe, [files.name for files in silos])
     tokenizer = load_tokenizer(locate(recipe.model.base))
     return recipe, survey(recipe, tokenizer, single, report)
+
+
+def _recipe_of_path(given: str, overrides: Sequence[str]) -> tuple[Recipe, Path | None]:
+    """A recipe on what lies at a path; and the path itself, if it is one file."""
+    if given.startswith(HUB):
+        return recipe_of({"data": {"silos": [{"name": given[:64], "train": given}]}}, overrides, Path.cwd()), None
+    try:
+        place = Path(given).expanduser().absolute()
+        folder = place.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no such path"
+        raise InputError(f"{given[:200]}: cannot be looked at ({reason}).") from None
+    if place.is_file() and not given.lower().endswith(ENDINGS):
+        raise InputError(f"{given}: neither a recipe (.toml) nor a file of rows ({', '.join(ENDINGS)}).")
+    recipe = recipe_of({"data": {"silos": str(place)}}, overrides, Path.cwd())
+    return recipe, None if folder else place
 
 
 def open_run(path: str | Path) -> Run:

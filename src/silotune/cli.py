@@ -78,6 +78,8 @@ def check(
 
     if plot is not None and plot.suffix.lower() not in (".svg", ".png", ".pdf"):
         raise silotune.InputError(f"--plot {plot}: give a file that ends with .svg, .png or .pdf.")
+    if plot is not None and not plot.parent.is_dir():
+        raise silotune.InputError(f"--plot {plot}: there is no folder {plot.parent}.")
     progress = Console(stderr=True)
     with progress.status("reading") as status:
         recipe, silos = silotune.check(
@@ -86,7 +88,7 @@ def check(
     if plot is not None:
         survey.plot(silos, plot)
     if as_json:
-        typer.echo(json.dumps(survey.as_json(silos, recipe), ensure_ascii=False))
+        typer.echo(json.dumps(survey.as_json(silos, recipe)))  # in ASCII: names and labels cannot steer a terminal
     else:
         survey.show(silos, recipe, Console(width=None if sys.stdout.isatty() else 160))
 

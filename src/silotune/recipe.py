@@ -53,7 +53,10 @@ def overridden(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     if not overrides:
         return recipe
     document = recipe.model_dump(exclude_none=True)
-    for override in overrides:
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    for key, override in zip(keys, overrides, strict=True):
+        if keys.count(key) > 1:
+            raise RecipeError(f"--set {override}: {key} is set twice.")
         override_setting(document, override)
     return check_recipe(document, f"--set {' --set '.join(overrides)}")
 
@@ -98,8 +101,8 @@ def absolute(recipe: Recipe, folder: Path) -> Recipe:
     """
     base = recipe.model.base
     if base.startswith("~"):
-        base = str(Path(base).expanduser())
-    elif not Path(base).is_absolute() and (looks_like_path(base) or (folder / base).exists()):
+        base = _expanded(base, "model.base")
+    elif not Path(base).is_absolute() and (looks_like_path(base) or os.path.lexists(folder / base)):
         base = str(_inside(folder, base, "model.base")) if base != ModelSettings().base else base
     return recipe.model_copy(
         update={
@@ -145,9 +148,16 @@ def _anchored(folder: Path, pattern: str, key: str) -> str:
     if pattern.startswith(HUB) or Path(pattern).is_absolute():
         return pattern
     if pattern.startswith("~"):
-        return str(Path(pattern).expanduser())
+        return _expanded(pattern, key)
     _inside(folder, pattern, key)
     return str(Path(glob.escape(str(folder))) / pattern)
+
+
+def _expanded(path: str, key: str) -> str:
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        raise RecipeError(f"{key}: {path}: there is no such user's home folder.") from None
 
 
 def _inside(folder: Path, path: str, key: str) -> Path:
@@ -255,9 +265,12 @@ def override_setting(document: dict[str, Any], override: str) -> None:
     if not separator or not all(parts):
         raise RecipeError(f"--set {override}: not of the form section.key=value.")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
-        value = text.strip()
+        parsed = {"value": text.strip()}
+    if len(parsed) > 1:
+        raise RecipeError(f"--set {key}: more than one value. Give --set once for each setting.")
+    value = parsed["value"]
     target: Any = document
     for part in parts[:-1]:
         target = target.setdefault(part, {})
@@ -272,7 +285,7 @@ def _explain(error: ValidationError) -> str:
     first = errors[0]
     named, unknown, section = _place(first["loc"])
     if first["type"] == "extra_forbidden" and unknown and section is not None:
-        near = difflib.get_close_matches(unknown, section.model_fields, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(unknown.lower(), section.model_fields, n=1, cutoff=0.6)
         hint = f"did you mean {near[0]!r}?" if near else "remove it; docs/recipe.md lists every key."
         return f"{named}: unknown key; {hint}"
     if not named:

@@ -45,7 +45,7 @@ class LoraSettings(Section):
 
     r: Annotated[int, Field(ge=1, le=1024)] = 8
     """Rank of every factor pair."""
-    alpha: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 16.0
+    alpha: Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)] = 16.0
     """The product BA is scaled by alpha / r, or alpha / sqrt(r) with `rslora`."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)] = 0.0
     """Share of an adapted layer's inputs that training drops."""
@@ -56,10 +56,18 @@ class LoraSettings(Section):
     layers: Literal["all", "upper-third", "upper-half"] | Annotated[list[Block], Field(min_length=1)] = "all"
     """Which blocks carry an adapter, counted from 0 at the input."""
 
+    @field_validator("targets", "layers")
+    @classmethod
+    def _each_once(cls, value: str | list[str] | list[int]) -> str | list[str] | list[int]:
+        if isinstance(value, list) and len(set(value)) < len(value):
+            raise ValueError("one of them stands there twice")
+        return value
+
 
 HUB = "hf:"
 """What the id of a dataset on the Hugging Face hub begins with."""
-Sources = str | Annotated[list[str], Field(min_length=1)]
+Source = Annotated[str, Field(min_length=1, max_length=4096)]
+Sources = Source | Annotated[list[Source], Field(min_length=1)]
 """Files of rows, or `hf:` dataset ids; patterns are allowed."""
 TextRows = Literal["document", "paragraph", "line"]
 """What is a row of a `.txt` file."""
@@ -156,8 +164,8 @@ class DataSettings(Section):
 
     silos: (
         Annotated[
-            Annotated[str, Tag("pattern")]
-            | Annotated[list[str], Field(min_length=1), Tag("patterns")]
+            Annotated[Source, Tag("pattern")]
+            | Annotated[list[Source], Field(min_length=1), Tag("patterns")]
             | Annotated[list[SiloSource], Field(min_length=1), Tag("named")],
             Discriminator(_kind_of_silos),
         ]
@@ -176,7 +184,7 @@ class DataSettings(Section):
     max_length: Annotated[int, Field(ge=16, le=1_000_000)] = 512
     """Tokens of a row at most. Longer rows keep their responses and lose the start of their prompts; plain texts are
     cut into windows."""
-    holdout: Annotated[float, Field(gt=0.0, lt=1.0, allow_inf_nan=False)] = 0.1
+    holdout: Annotated[float, Field(ge=1e-6, lt=1.0, allow_inf_nan=False)] = 0.1
     """Share of a silo's rows that is held out, seeded, where the silo has no test file."""
 
     @model_validator(mode="after")
@@ -191,6 +199,8 @@ class DataSettings(Section):
             )
         if body and body & {"messages", "conversations", "text"} and self.fields.keys() & {"system", "input"}:
             raise ValueError(f"`fields`: system and input do not go together with {', '.join(sorted(body))}")
+        if len(set(self.fields.values())) < len(self.fields):
+            raise ValueError("`fields` gives one field two meanings")
         return self
 
 
@@ -209,7 +219,7 @@ class TrainingSettings(Section):
     """Rows in a forward pass."""
     accumulation: Positive = 1
     """Forward passes to an optimizer step; the loss is the mean over all their response tokens."""
-    learning_rate: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 1e-3
+    learning_rate: Annotated[float, Field(ge=1e-12, le=10, allow_inf_nan=False)] = 1e-3
     """Peak rate of AdamW."""
     warmup: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.03
     """Share of the whole run (all rounds) over which the rate rises from 0."""
@@ -235,7 +245,8 @@ class FederationSettings(Section):
     server_rate: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 1.0
     """The server adds this times the mean update (1 is plain averaging)."""
     weights: Literal["examples", "tokens", "uniform"] = "examples"
-    """A silo's weight in the mean: its training rows, its response tokens, or the same for all."""
+    """A silo's weight in the mean: its training rows (of plain texts, the windows), its response tokens, or the same
+    for all."""
     cohort: Share = 1.0
     """Share of the connected silos that is asked in a round."""
     minimum: Positive = 2

@@ -77,3 +77,42 @@ def test_digests_look_past_white_space_only(tmp_path):
     ]))  # fmt: skip
     assert rows[0].digest == rows[1].digest
     assert len({row.digest for row in rows}) == 3
+
+
+def rows_with(tmp_path, *records, name="a.jsonl", **fields):
+    return rows_in(write_records(tmp_path / name, list(records)), fields=tuple(fields.items()))
+
+
+PAIR = {"prompt": "q", "completion": "a"}
+
+
+@pytest.mark.parametrize(
+    ("records", "fields", "says"),
+    [
+        ([PAIR, {**PAIR, "messages": []}], {}, r":2: the fields fit two shapes \(messages and prompt \+ completion\)"),
+        ([PAIR, {**PAIR, "text": "t"}], {}, ":2: the fields fit two shapes"),
+        ([PAIR], {"system": "sytsem"}, "no row has a field 'sytsem', which data.fields calls the system"),
+        ([PAIR, PAIR], {"label": "klasse"}, "no row has a field 'klasse', which data.fields calls the label"),
+        ([{"text": "t", "in": "x"}], {"input": "in"}, ":1: data.fields names input; rows of text have no such"),
+        ([{**PAIR, "label": "x" * 300}], {}, ":1: field 'label' has 300 characters; a label has at most 256"),
+    ],
+)
+def test_what_does_not_fit_is_refused_on_any_row(tmp_path, records, fields, says):
+    with pytest.raises(DataError, match=says):
+        rows_with(tmp_path, *records, **fields)
+
+
+def test_fields_that_are_not_read_are_named_from_every_row_and_turn(tmp_path):
+    def unread(*records):
+        seen = Seen()
+        list(read_rows([str(write_records(tmp_path / "a.jsonl", list(records)))], Reading(), seen))
+        return seen.unused
+
+    assert unread(PAIR, {**PAIR, "input": "x", "notes": "y"}) == {"input", "notes"}
+    turns = [{"role": "user", "content": "q", "weight": 0}, {"role": "assistant", "content": "a", "tool_calls": []}]
+    assert unread({"messages": turns}) == {"messages[].weight", "messages[].tool_calls"}
+
+
+def test_a_mapped_field_may_be_missing_in_some_rows(tmp_path):
+    rows = rows_with(tmp_path, {**PAIR, "klasse": "x"}, PAIR, label="klasse")
+    assert [row.label for row in rows] == ["x", None]

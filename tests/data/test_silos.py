@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from silotune.data.corpus import chosen_rows
-from silotune.data.silos import SiloConfig, find_silos
+from silotune.data.silos import SiloConfig, find_silos, listed_silos
 from silotune.errors import DataError
+from silotune.settings import SiloSource
 
 ROW = '{"prompt": "Q", "completion": "A"}\n'
 
@@ -54,3 +55,60 @@ def test_configuration_survives_its_json(tmp_path):
     silo = SiloConfig(find_silos(str(tmp_path / "s"))[0], base="b", threads=2, ledger=Path("/x"))
     assert SiloConfig.from_json(silo.to_json()) == silo
     assert SiloConfig.from_json(replace(silo, ledger=None).to_json()).ledger is None
+
+
+def folder_of(tmp_path, **files):
+    for name, text in files.items():
+        path = tmp_path / "silos" / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "silos"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("b/data.jsonl", r"silos/b: a silo without rows: it holds no train\.\*"),
+        ("b/Train.jsonl", r"b/Train\.jsonl: looks like a train file and cannot be read as one"),
+        ("a/test.jsonl.xz", r"a/test\.jsonl\.xz: looks like a test file"),
+        ("a/train.2.xlsx", r"a/train\.2\.xlsx: looks like a train file"),
+        ("b/test.jsonl", r"b/test\.jsonl: a silo without rows: it has a test and no train file"),
+        ("c.train.xlsx", r"c\.train\.xlsx: looks like a train file"),
+    ],
+)
+@pytest.mark.parametrize("pattern", ["", "/*"])
+def test_a_silo_that_is_misnamed_or_empty_is_not_passed_over(tmp_path, name, says, pattern):
+    folder = folder_of(tmp_path, **{"a__train.jsonl": ROW, name.replace("/", "__"): ROW})
+    if name == "c.train.xlsx" and pattern:
+        return  # a pattern may match files that are no silos
+    with pytest.raises(DataError, match=says):
+        find_silos(f"{folder}{pattern}")
+
+
+def test_a_link_must_not_lead_out_of_the_silos_folder(tmp_path):
+    folder = folder_of(tmp_path, **{"a__rows.jsonl": ROW, "b__train.jsonl": ROW})
+    (folder / "a" / "train.jsonl").symlink_to(folder / "a" / "rows.jsonl")
+    assert [silo.name for silo in find_silos(str(folder))] == ["a", "b"]
+    (folder / "b" / "test.jsonl").symlink_to(folder / "a" / "rows.jsonl")
+    with pytest.raises(DataError, match=r"b/test\.jsonl: a link that leads out of the silo's folder"):
+        find_silos(str(folder))
+
+
+def test_two_silos_of_one_name_are_refused_however_alike(tmp_path):
+    folder = folder_of(tmp_path, **{"a__train.jsonl": ROW, "t1.jsonl": ROW, "t2.jsonl": ROW})
+    train = str(folder / "a" / "train.jsonl")
+    listed = [SiloSource(name="a", train=train, test=str(folder / name)) for name in ("t1.jsonl", "t2.jsonl")]
+    with pytest.raises(DataError, match="two silos are called 'a'"):
+        listed_silos(listed)
+    composed = [SiloSource(name=name, train=train) for name in ("caf\u00e9", "cafe\u0301")]
+    with pytest.raises(DataError, match="two silos are called"):
+        listed_silos(composed)
+    with pytest.raises(DataError, match=r"data\.silos\[0\]\.train: .*train\.jsonl is named twice"):
+        listed_silos([SiloSource(name="a", train=[train, train])])
+    assert len(find_silos([str(folder / "a"), str(folder / "a")])) == 1
+
+
+@pytest.mark.parametrize("pattern", ["x" * 5000, "a\0b", "~nosuchuser/x"])
+def test_names_that_no_file_can_have_are_told(pattern):
+    with pytest.raises(DataError, match=r"data\.silos: "):
+        find_silos(pattern)

@@ -7,7 +7,7 @@ from silotune.data.files import printable
 from silotune.data.readers import read_records
 from silotune.data.records import Record
 from silotune.data.rows import Row
-from silotune.data.shapes import Shape, recognise, to_row, unused
+from silotune.data.shapes import OPTIONAL, Shape, recognise, require_same, to_row, unused
 from silotune.errors import DataError
 from silotune.settings import TextRows
 
@@ -51,15 +51,27 @@ def read_with_records(
 ) -> Iterator[tuple[Record, int, Row]]:
     """Like `read_rows`, with each row's record before it."""
     seen = seen if seen is not None else Seen()
+    missing = {meaning: name for meaning, name in reading.fields if meaning in OPTIONAL}
     for number, source in enumerate(sources):
         shape: Shape | None = None
+        layouts: set[frozenset[str]] = set()
         for record in read_records(source, reading.text_rows):
+            layout = frozenset(record.fields)
             if shape is None:
                 shape = _shape(record, reading, seen)
-                seen.unused.update(unused(record, shape))
+            elif layout not in layouts:
+                require_same(record, shape, reading.mapping)
+            if layout not in layouts:
+                layouts.add(layout)
+                missing = {meaning: name for meaning, name in missing.items() if name not in layout}
+            seen.unused.update(unused(record, shape))
             yield record, number, to_row(record, shape)
         if shape is None:
             raise DataError(f"{printable(source)}: the file holds no rows.")
+    for meaning, name in missing.items():
+        raise DataError(
+            f"{printable(sources[0])}: no row has a field {printable(name)!r}, which data.fields calls the {meaning}."
+        )
 
 
 def _shape(record: Record, reading: Reading, seen: Seen) -> Shape:

@@ -39,6 +39,7 @@ PAIRS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 KNOWN = frozenset({"messages", "conversations", "text", "prompt", "chosen", "rejected", "instruction", "response",
                    "output", "completion", "question", "answer", "input", "system", "label"})  # fmt: skip
 """Names of fields that may be repeated in a message; all others may be anybody's text."""
+LONGEST_LABEL = 256
 OPTIONAL = {"system": "system", "input": "input", "label": "label"}
 """Fields that a row may have on top; messages, conversations and texts only the label."""
 
@@ -66,6 +67,11 @@ def recognise(record: Record, mapping: Mapping[str, str]) -> Shape:
         optional = {"label"} | ({"system"} if "prompt" in shape.fields else set())
         if shape.name == "instruction/response":
             optional |= {"input"}
+        misfit = sorted(mapping.keys() - optional)
+        if misfit:
+            raise DataError(
+                f"{record.where}: data.fields names {', '.join(misfit)}; rows of {shape.name} have no such."
+            )
         added = {meaning: mapping.get(meaning, OPTIONAL[meaning]) for meaning in optional | mapping.keys()}
         return Shape(shape.name, {**shape.fields, **added})
     known = [name for name in sorted(KNOWN) if name in fields]
@@ -93,9 +99,31 @@ def _mapped(record: Record, mapping: Mapping[str, str]) -> Shape:
     return Shape("data.fields", mapping)
 
 
-def unused(record: Record, shape: Shape) -> list[str]:
-    """Fields of a record that mean nothing in its shape."""
-    return sorted(set(record.fields) - set(shape.fields.values()))
+def unused(record: Record, shape: Shape) -> set[str]:
+    """Fields of a record, and of its turns, that mean nothing in its shape."""
+    found = set(record.fields) - set(shape.fields.values())
+    for name, keys in (("messages", {"role", "content"}), ("conversations", {"from", "value"})):
+        turns = record.fields.get(shape.fields.get(name, ""))
+        if isinstance(turns, list):
+            others = {key for turn in turns if isinstance(turn, dict) for key in turn} - keys
+            found |= {f"{shape.fields[name]}[].{key}" for key in others}
+    return found
+
+
+def require_same(record: Record, shape: Shape, mapping: Mapping[str, str]) -> None:
+    """Refuse a record whose fields, other than those of the records before, fit another shape as well.
+
+    Raises:
+        DataError: it does.
+    """
+    needed = {field for meaning, field in shape.fields.items() if meaning not in OPTIONAL}
+    if mapping.keys() - OPTIONAL.keys() or not needed <= record.fields.keys():
+        return  # the recipe says what is meant; a field that is missing is told where the row is made
+    other = recognise(record, mapping)
+    if other.name != shape.name:
+        raise DataError(
+            f"{record.where}: the row is {other.name}, the rows before are {shape.name}. Use one shape a file."
+        )
 
 
 def to_row(record: Record, shape: Shape) -> Row:
@@ -166,6 +194,9 @@ def _label(record: Record, field: str | None) -> str | None:
     if not isinstance(value, str):
         raise DataError(f"{record.where}: field {printable(field)!r} must be text or a whole number, "
                         f"not {json_type(value)}.")  # fmt: skip
+    if len(value) > LONGEST_LABEL:
+        raise DataError(f"{record.where}: field {printable(field)!r} has {len(value)} characters; a label has at most "
+                        f"{LONGEST_LABEL}. If it is none, name another with data.fields.")  # fmt: skip
     return checked(value, field, record.where)
 
 

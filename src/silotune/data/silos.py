@@ -2,6 +2,8 @@
 
 import glob
 import json
+import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,11 +44,8 @@ def find_silos(patterns: str | Sequence[str]) -> tuple[SiloFiles, ...]:
         if pattern.startswith(HUB):
             raise DataError(f"data.silos: {printable(pattern)} is a dataset, not a silo. Name a silo for it with "
                             "[[data.silos]], or deal it out with [data.pool].")  # fmt: skip
-        found_here = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))  # noqa: PTH207 - absolute
-        matches = [Path(match) for match in found_here]
-        if not matches:
-            raise DataError(f"data.silos: nothing matches {printable(pattern)}.")
-        silos = [silo for match in matches for silo in _silos_at(match)]
+        matches = [Path(match) for match in _matches(pattern, "data.silos")]
+        silos = [silo for match in matches for silo in _silos_at(match) or (_no_silo(match) if match.is_dir() else [])]
         if not silos:
             raise DataError(f"data.silos: {printable(pattern)} holds no train.* and no NAME.train.* file of rows "
                             f"({', '.join(ENDINGS)}).")  # fmt: skip
@@ -60,8 +59,10 @@ def listed_silos(sources: Sequence[SiloSource]) -> tuple[SiloFiles, ...]:
     Raises:
         DataError: a pattern matches nothing, or two silos of one name.
     """
-    found = []
+    found: list[SiloFiles] = []
     for number, source in enumerate(sources):
+        if any(silo.name == source.name for silo in found):
+            raise DataError(f"data.silos: two silos are called {printable(source.name)!r}.")
         train = expand(source.train, f"data.silos[{number}].train")
         test = expand(source.test, f"data.silos[{number}].test") if source.test is not None else ()
         found.append(SiloFiles(source.name, train, test))
@@ -76,22 +77,36 @@ def expand(sources: str | Sequence[str], key: str) -> tuple[str, ...]:
     """
     files: list[str] = []
     for pattern in [sources] if isinstance(sources, str) else sources:
-        literal = pattern.startswith(HUB) or Path(pattern).exists() or Path(pattern).is_symlink()
-        matches = [pattern] if literal else sorted(glob.glob(pattern))  # noqa: PTH207 - absolute
-        if not matches:
-            raise DataError(f"{key}: nothing matches {printable(pattern)}.")
-        files += [match for match in matches if match not in files]
+        files += [pattern] if pattern.startswith(HUB) else _matches(pattern, key)
+    twice = next((file for file in files if files.count(file) > 1), None)
+    if twice is not None:
+        raise DataError(f"{key}: {printable(twice)} is named twice.")
     return tuple(files)
+
+
+def _matches(pattern: str, key: str) -> list[str]:
+    """What lies at a path, or what a pattern matches, in order."""
+    try:
+        if os.path.lexists(pattern):
+            return [pattern]
+        found = sorted(glob.glob(pattern))  # noqa: PTH207 - absolute
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a path"
+        raise DataError(f"{key}: {printable(pattern)[:200]} cannot be looked at ({reason}).") from None
+    if not found:
+        raise DataError(f"{key}: nothing matches {printable(pattern)[:200]}.")
+    return found
 
 
 def _by_name(found: Sequence[SiloFiles]) -> tuple[SiloFiles, ...]:
     by_name: dict[str, SiloFiles] = {}
     for silo in found:
-        other = by_name.setdefault(silo.name, silo)
-        if other.train != silo.train:
+        # Names that look alike would be told apart by nobody.
+        other = by_name.setdefault(unicodedata.normalize("NFKC", silo.name), silo)
+        if other != silo:
             raise DataError(f"data.silos: two silos are called {printable(silo.name)!r}: "
                             f"{printable(other.train[0])} and {printable(silo.train[0])}.")  # fmt: skip
-    return tuple(by_name[name] for name in sorted(by_name))
+    return tuple(sorted(by_name.values(), key=lambda silo: silo.name))
 
 
 def _silos_at(path: Path) -> list[SiloFiles]:
@@ -101,12 +116,25 @@ def _silos_at(path: Path) -> list[SiloFiles]:
         return [_silo(path.parent, name)] if name else []
     if silos := _silos_in(path):
         return silos
-    return [silo for entry in _entries(path) if entry.is_dir() for silo in _silos_in(entry)]
+    found = []
+    for entry in _entries(path):
+        if entry.is_dir():
+            found += _silos_in(entry) or _no_silo(entry)
+    return found
+
+
+def _no_silo(folder: Path) -> list[SiloFiles]:
+    raise DataError(
+        f"{printable(folder)}: a silo without rows: it holds no train.* and no NAME.train.* file of rows "
+        f"({', '.join(ENDINGS)}). Remove the folder, or name its files so."
+    )
 
 
 def _silos_in(folder: Path) -> list[SiloFiles]:
     """The silos whose files lie in a folder itself."""
     entries = _entries(folder)
+    for entry in entries:
+        _require_plain_name(entry)
     if any(_belongs(entry, "", "train") for entry in entries):
         return [_silo(folder, "")]
     names = sorted({name for entry in entries if (name := _name_of(entry, "train"))})
@@ -115,6 +143,17 @@ def _silos_in(folder: Path) -> list[SiloFiles]:
         if _belongs(entry, "", "test") or (name and name not in names):
             raise DataError(f"{printable(entry)}: a silo without rows: it has a test and no train file beside it.")
     return [_silo(folder, name) for name in names]
+
+
+def _require_plain_name(entry: Path) -> None:
+    """Refuse a file that is meant to be a split and would be passed over: `Train.jsonl`, `a.test.xlsx`."""
+    parts = entry.name.lower().split(".")[:-1]
+    meant = next((split for split in ("train", "test") if split in parts), None)
+    if meant and not (_belongs(entry, "", meant) or _name_of(entry, meant)):
+        raise DataError(
+            f"{printable(entry)}: looks like a {meant} file and cannot be read as one. Call it {meant}.* or "
+            f"NAME.{meant}.* in small letters, with one of {', '.join(ENDINGS)}; or move it elsewhere."
+        )
 
 
 def _entries(folder: Path) -> list[Path]:

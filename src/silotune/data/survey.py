@@ -3,6 +3,7 @@
 Numbers and names only, no row's text. Labels are values of the label field, shown to whoever holds the files.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,7 @@ def _not_read(files: SiloFiles, silos: Sequence[SiloFiles]) -> tuple[str, ...]:
         sorted(
             entry.name
             for folder in folders
+            if os.access(folder, os.R_OK)
             for entry in folder.iterdir()
             if entry.name.lower().endswith(ENDINGS) and str(entry) not in used and entry.is_file()
         )

@@ -13,7 +13,8 @@ HEADER = """A recipe for silotune. It runs as it is, on two invented silos:
     silotune train recipe.toml     train an adapter together
 
 Put the silos' own text in place of theirs: a folder each, with train.jsonl (or .csv, .tsv, .parquet, .json, .txt)
-and optionally test.jsonl. Lines that begin with # show every other setting and its default."""
+and optionally test.jsonl. Lines that begin with # show the other settings and their defaults; the tables
+[[data.silos]] and [data.pool], for silos named one by one or dealt out of one file, stand in docs/recipe.md."""
 
 CHOSEN = {
     "name": "first",

@@ -13,6 +13,7 @@ from rich.table import Table
 from silotune.data.files import printable
 from silotune.data.leaks import NEAR, RUN
 from silotune.data.survey import SiloSurvey, SplitSurvey
+from silotune.errors import InputError
 from silotune.settings import Recipe
 
 LABELS = 8
@@ -135,4 +136,7 @@ def plot(silos: Sequence[SiloSurvey], file: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if shown:
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(file)
+    try:
+        figure.savefig(file)
+    except OSError as error:
+        raise InputError(f"--plot {printable(file)}: cannot be written ({error.strerror}).") from None
