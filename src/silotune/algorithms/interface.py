@@ -45,8 +45,8 @@ class Aggregate:
 
     update: AdapterState
     """Weighted mean of the updates that arrived."""
-    e_agg: float
-    """Aggregation error relative to the round's change; see `model.algebra.aggregation_error`."""
+    e_agg: float | None
+    """Aggregation error relative to the round's change; see `model.algebra.aggregation_error`. None: not known."""
     silos: tuple[str, ...]
     """Who contributed, by name."""
 
