@@ -61,4 +61,4 @@ def apply(state: ServerState, aggregate: Aggregate, settings: FederationSettings
     return ServerState(state.round + 1, adapter, state.extra)
 
 
-FEDAVG = Algorithm("fedavg", init, client, aggregate, apply)
+ALGORITHM = Algorithm("fedavg", init, client, aggregate, apply)

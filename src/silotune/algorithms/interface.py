@@ -5,7 +5,7 @@
     aggregate   at the server: from updates as they arrive to their aggregate, without keeping them all
     apply       the next state
 
-A new method is a new file that defines these and an `Algorithm`, and its entry in `algorithms/__init__.py`.
+A new method is a new file that defines these and `ALGORITHM`, an `Algorithm` of the file's own name.
 """
 
 from collections.abc import Callable, Iterable, Mapping
