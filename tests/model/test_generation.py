@@ -95,3 +95,14 @@ def test_models_that_keep_their_state_elsewhere_say_what_a_full_pass_says(kind):
             assert torch.allclose(step(said), expected, rtol=1e-4, atol=1e-5)
             said.append(int(expected.argmax()))
     assert isinstance("".join(generation.stream(model, tokenizer, prompt, Sampling(max_tokens=3))), str)
+
+
+def test_between_two_pieces_the_model_is_anybodys(resident):
+    """Neither the adapter's switch nor torch's inference mode of a half-read answer is felt outside."""
+    tuned = ask(resident, max_tokens=8)
+    prompt = encode_prompt(resident.tokenizer, [Turn("user", "Where is the key?")])
+    half = generation.stream(resident.model, resident.tokenizer, prompt, Sampling(max_tokens=8), base=True)
+    first = next(half)
+    assert not torch.is_inference_mode_enabled()
+    assert ask(resident, max_tokens=8) == tuned
+    assert first + "".join(half) == ask(resident, True, max_tokens=8)

@@ -6,6 +6,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from silotune.model import lora
+from silotune.model.adapter import AdapterState
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -30,8 +33,17 @@ def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
     return stops
 
 
-def stream(tuned: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling, base: bool = False) -> Iterator[str]:
+def stream(
+    tuned: Any,
+    tokenizer: Any,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    base: bool = False,
+    adapter: AdapterState | None = None,
+) -> Iterator[str]:
     """Yield an answer piece by piece as it is generated.
+
+    Between two pieces the model is anybody's: nothing of this answer stays switched on or off in it.
 
     Args:
         tuned: PEFT's model.
@@ -39,6 +51,7 @@ def stream(tuned: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling
         prompt: token ids, as training makes them (`data.tokens.encode_prompt`).
         sampling: how to choose tokens.
         base: switch the adapter off, to hear the base model.
+        adapter: speak with this one, whatever lies in the model meanwhile; it stays there. None: with what lies there.
     """
     import torch
 
@@ -47,17 +60,19 @@ def stream(tuned: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling
     said: list[int] = []
     shown = ""
     step = _stepper(tuned, list(prompt))
-    with tuned.disable_adapter() if base else nullcontext(), torch.inference_mode():
-        for _ in range(sampling.max_tokens):
+    for _ in range(sampling.max_tokens):
+        if adapter is not None and not base:
+            lora.put(tuned, adapter)
+        with tuned.disable_adapter() if base else nullcontext(), torch.inference_mode():
             token = _choose(step(said), sampling, generator)
-            if token in stops:
-                break
-            said.append(token)
-            text = tokenizer.decode(said, skip_special_tokens=True)
-            # A character of several tokens shows as U+FFFD until its last one: hold it back.
-            if len(text) > len(shown) and not text.endswith("\ufffd"):
-                yield text[len(shown) :]
-                shown = text
+        if token in stops:
+            break
+        said.append(token)
+        text = tokenizer.decode(said, skip_special_tokens=True)
+        # A character of several tokens shows as U+FFFD until its last one: hold it back.
+        if len(text) > len(shown) and not text.endswith("\ufffd"):
+            yield text[len(shown) :]
+            shown = text
     rest = tokenizer.decode(said, skip_special_tokens=True)[len(shown) :]
     if rest:
         yield rest

@@ -296,7 +296,16 @@ def save(adapter: AdapterState, config: Any, folder: Path, base: str) -> None:
 
 
 def load(folder: Path) -> dict[str, NDArray[np.float32]]:
-    """Read the factors of an adapter folder."""
+    """Read the factors of an adapter folder.
+
+    Raises:
+        ModelError: the file is not there, or not whole.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    return dict(load_file(folder / "adapter_model.safetensors"))
+    path = folder / "adapter_model.safetensors"
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: the adapter cannot be read ({error}).") from None
