@@ -98,3 +98,14 @@ def test_large_cohorts_see_the_error_through_a_sketch(monkeypatch):
     again, _ = go(state, updates, weights, order=[4, 0, 3, 1, 2])
     assert again.e_agg == sketched.e_agg
     assert after.adapter.keys() == state.adapter.keys()
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 0, 2]])
+def test_an_error_too_large_to_be_summed_is_unknown_and_stops_nothing(monkeypatch, order):
+    monkeypatch.setattr(error_module, "KEEP_BYTES", 0)
+    state, updates = start(), [drift(0), {name: np.full_like(u, 500.0) for name, u in drift(1).items()}, drift(2)]
+    aggregate, after = go(state, updates, [1, 2, 1], order=order)
+    assert aggregate.e_agg is None
+    mean = {name: sum(w / 4 * u[name] for w, u in zip([1, 2, 1], updates, strict=True)) for name in after.adapter}
+    assert all(np.allclose(after.adapter[name], state.adapter[name] + mean[name], rtol=1e-6) for name in mean)
+    assert np.isfinite(go(state, [drift(0), drift(1)], [1, 1])[0].e_agg)

@@ -1,7 +1,9 @@
 """Tokens: one encoding for training, evaluation and generation; loss on answers only, their end included."""
 
+from datetime import datetime
+
 import pytest
-from tests.conftest import make_tokenizer
+from tests.conftest import TEMPLATE, make_tokenizer
 
 from silotune.data import tokens
 from silotune.data.rows import Row, Turn
@@ -169,3 +171,27 @@ def test_a_word_of_300_000_letters_is_cut_in_bounded_time(tokenizer):
     example = encode(tokenizer, row, 64)
     assert example.cut and len(example.ids) <= 64
     assert tokenizer.decode(example.ids[example.answered], skip_special_tokens=True) == "blue"
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "{{ strftime_now('%d %b %Y') }}",
+        "{% macro date() %}{{ strftime_now('%-d %b %Y') }}{% endmacro %}{{ date() }}",
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}",
+    ],
+)
+def test_a_template_that_writes_the_date_gives_the_same_tokens_every_day(date, monkeypatch):
+    from transformers.utils import chat_template_utils
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2099, 1, 1)
+
+    dated = make_tokenizer("Today is " + date + "\n" + TEMPLATE)
+    now, prompt = encode(dated, Row(CHAT, 1), 10_000), encode_prompt(dated, CHAT[:2])
+    assert "Today is 26 Jul 2024\n" in dated.decode(now.ids)
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    assert list(encode(dated, Row(CHAT, 1), 10_000).ids) == list(now.ids)
+    assert encode_prompt(dated, CHAT[:2]) == prompt == list(now.ids[: len(prompt)])

@@ -68,17 +68,6 @@ def test_a_model_without_template_or_pad_token_gets_neither_a_new_token_nor_a_la
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_fingerprints_tell_models_apart(tiny_base, tmp_path):
-    def mark(folder):
-        return base.fingerprint(
-            base.load_model(str(folder), base.place("cpu", "auto")), base.load_tokenizer(str(folder))
-        )
-
-    assert mark(tiny_base) == mark(tiny_base) == mark(make_model(tmp_path / "same"))
-    assert mark(tiny_base) != mark(make_model(tmp_path / "other", seed=8))
-    assert mark(tiny_base) != mark(make_model(tmp_path / "template", template=base.PLAIN_TEMPLATE))
-
-
 def test_public_names_are_never_paths(tiny_base):
     assert base.public_name(str(tiny_base)) == base.LOCAL
     assert base.public_name("a/b/c.gguf") == base.LOCAL

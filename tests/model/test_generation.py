@@ -64,3 +64,45 @@ def test_a_character_of_several_tokens_comes_whole(resident, monkeypatch):
     prompt = encode_prompt(resident.tokenizer, [Turn("user", "x")])
     pieces = list(generation.stream(resident.model, resident.tokenizer, prompt, Sampling()))
     assert "".join(pieces) == "a\U0001f600b" and all("\ufffd" not in piece for piece in pieces)
+
+
+KINDS = {
+    "Mamba": {"state_size": 4},
+    "Rwkv": {"attention_hidden_size": 32, "intermediate_size": 48},
+    "XLNet": {"n_layer": 2, "n_head": 4, "d_model": 32, "d_inner": 48},
+    "GPT2": {"n_layer": 2, "n_head": 4, "n_embd": 32},
+    "Jamba": {"attn_layer_offset": 1, "attn_layer_period": 2, "num_experts": 2, "mamba_d_state": 4, "mamba_dt_rank": 4,
+              "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_that_keep_their_state_elsewhere_say_what_a_full_pass_says(kind):
+    import transformers
+    from tests.conftest import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    sizes = {} if {"n_layer"} <= KINDS[kind].keys() else {"hidden_size": 32, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(vocab_size=len(tokenizer), pad_token_id=0, **sizes, **KINDS[kind])
+    config.use_cache = False
+    model = lora.attach(transformers.AutoModelForCausalLM.from_config(config).eval(), LoraSettings(r=2, targets="all"))
+    prompt, said = [5, 6, 7, 8], []
+    step = generation._stepper(model, prompt)
+    with torch.inference_mode():
+        for _ in range(5):
+            expected = model(input_ids=torch.tensor([prompt + said])).logits[0, -1]
+            assert torch.allclose(step(said), expected, rtol=1e-4, atol=1e-5)
+            said.append(int(expected.argmax()))
+    assert isinstance("".join(generation.stream(model, tokenizer, prompt, Sampling(max_tokens=3))), str)
+
+
+def test_between_two_pieces_the_model_is_anybodys(resident):
+    """Neither the adapter's switch nor torch's inference mode of a half-read answer is felt outside."""
+    tuned = ask(resident, max_tokens=8)
+    prompt = encode_prompt(resident.tokenizer, [Turn("user", "Where is the key?")])
+    half = generation.stream(resident.model, resident.tokenizer, prompt, Sampling(max_tokens=8), base=True)
+    first = next(half)
+    assert not torch.is_inference_mode_enabled()
+    assert ask(resident, max_tokens=8) == tuned
+    assert first + "".join(half) == ask(resident, True, max_tokens=8)

@@ -50,8 +50,8 @@ def test_the_cached_model_loads_without_network_and_with_its_template():
     folder = base.locate("smollm2-135m")
     code = (
         "import os; os.environ.update(PIP_NO_INDEX='1', PIP_FIND_LINKS='/nonexistent', HF_HUB_OFFLINE='1')\n"
-        "from silotune.model import base; p = base.locate('smollm2-135m'); t = base.load_tokenizer(p)\n"
-        "m = base.load_model(p, base.place('cpu', 'auto')); print(base.parameter_bytes(m), '<|im_start|>' in t.chat_template, p)"
+        "from silotune.model import base, stored; p = base.locate('smollm2-135m'); t = base.load_tokenizer(p)\n"
+        "base.load_model(p, base.place('cpu', 'auto')); print(stored.describe(p, t).bytes, '<|im_start|>' in t.chat_template, p)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["538060032", "True", folder]

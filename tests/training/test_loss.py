@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.conftest import make_model
+from tests.conftest import make_model, make_tokenizer
 from tests.data.helpers import example
 
 from silotune.data.batches import collate
@@ -11,6 +11,7 @@ from silotune.model.adapter import initial_adapter
 from silotune.model.base import place
 from silotune.model.tuner import tuner
 from silotune.settings import LoraSettings
+from silotune.training import loss
 from silotune.training.loss import answer_logits, head_is_plain, plain_logits, summed_loss
 
 
@@ -72,20 +73,46 @@ def test_no_gradient_reaches_the_base(tuned):
     assert all(p.grad is None for n, p in tuned.named_parameters() if n.replace(".default", "") not in trained)
 
 
-def test_a_model_that_does_more_after_its_head_takes_the_plain_path(tuned, tmp_path):
-    assert head_is_plain(tuned, "cpu")
-    from tests.conftest import make_tokenizer
-    from transformers import Gemma2Config, Gemma2ForCausalLM
+def resident_of(kind, folder, **settings):
+    """A random model of another kind, loaded from a folder."""
+    import transformers
 
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
-    Gemma2ForCausalLM(Gemma2Config(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.01,
-    )).save_pretrained(tmp_path)  # fmt: skip
-    tokenizer.save_pretrained(tmp_path)
-    capped = tuner(str(tmp_path), LoraSettings(r=2), place("cpu", "auto"))
-    assert not head_is_plain(capped.model, "cpu")
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **settings
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tuner(str(folder), LoraSettings(r=2), place("cpu", "auto"))
+
+
+GEMMA = {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}
+
+
+@pytest.mark.parametrize("cap", [0.01, 30.0])
+@pytest.mark.parametrize("told", [True, False])
+def test_a_model_that_caps_its_logits_takes_the_plain_path(tmp_path, monkeypatch, cap, told):
+    """A cap of 30 does next to nothing to a random model's logits. It is seen in the logits, not in the name only."""
+    capped = resident_of("Gemma2", tmp_path, final_logit_softcapping=cap, **GEMMA).model
+    if not told:
+        monkeypatch.setattr(loss, "_says_more", lambda config: False)
+    assert not head_is_plain(capped, "cpu")
+
+
+def test_a_scale_in_the_configuration_is_enough_to_doubt(tmp_path):
+    scaled = resident_of("Cohere", tmp_path, intermediate_size=48, logit_scale=1 + 1e-7).model
+    assert loss._says_more(scaled.config) and not head_is_plain(scaled, "cpu")
+
+
+def test_heads_that_are_plain_and_heads_of_two_layers(tuned, tmp_path):
+    assert head_is_plain(tuned, "cpu")
+    plain = {"Gemma2": GEMMA | {"final_logit_softcapping": None}, "OPT": {"ffn_dim": 48, "word_embed_proj_dim": 32}}
+    for kind, settings in plain.items():
+        assert head_is_plain(resident_of(kind, tmp_path / kind, **settings).model, "cpu"), kind
+    bert = resident_of("Bert", tmp_path / "bert", intermediate_size=48, is_decoder=True).model
+    rem = resident_of("RemBert", tmp_path / "rem", intermediate_size=48, is_decoder=True, output_embedding_size=40)
+    assert not head_is_plain(bert, "cpu") and not head_is_plain(rem.model, "cpu")
 
 
 def test_make_model_is_deterministic(tmp_path, tiny_base):

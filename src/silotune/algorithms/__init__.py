@@ -1,11 +1,22 @@
-"""Federated algorithms: a file a method. `find` returns one by its name in a recipe."""
+"""Federated algorithms: a file a method, with its `ALGORITHM`. `find` returns one by its name in a recipe."""
 
-from silotune.algorithms.fedavg import FEDAVG
+import importlib
+
 from silotune.algorithms.interface import Algorithm
-
-ALGORITHMS = {algorithm.name: algorithm for algorithm in (FEDAVG,)}
 
 
 def find(name: str) -> Algorithm:
-    """Return the algorithm of that name; recipes are checked, so an unknown name is a defect (KeyError)."""
-    return ALGORITHMS[name]
+    """Return the algorithm of the module of that name; recipes are checked, so an unknown name is a defect.
+
+    Raises:
+        LookupError: no module here defines such an algorithm.
+    """
+    try:
+        found = getattr(importlib.import_module(f"{__name__}.{name}"), "ALGORITHM", None)
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+        found = None
+    if not isinstance(found, Algorithm) or found.name != name:
+        raise LookupError(f"no algorithm is called {name!r}")
+    return found

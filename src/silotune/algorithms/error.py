@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from silotune.algorithms.interface import Cohort, Contribution
-from silotune.algorithms.summation import ExactMean
+from silotune.algorithms.summation import LIMIT, ExactMean
 from silotune.model.adapter import AdapterSpec, AdapterState
 from silotune.model.algebra import aggregation_error
 
@@ -16,6 +16,8 @@ KEEP_BYTES = 256 << 20
 """Updates are kept, for the exact error, while the whole cohort's fit into this."""
 PROBES = 32
 """Columns of the random matrix."""
+SEEN_LIMIT = LIMIT / 2
+"""Products below this can be summed, rounded to float32 as well."""
 
 
 class ErrorMeter:
@@ -23,7 +25,8 @@ class ErrorMeter:
 
     Exact up to `KEEP_BYTES` of updates. Beyond, with Omega (d_in, 32) standard normal, ||M Omega||_F^2 / 32 has mean
     ||M||_F^2 (Hutchinson) and a relative standard deviation of at most 25 % a layer; over L layers of like error
-    the reported ratio is within about 13 % / sqrt(L).
+    the reported ratio is within about 13 % / sqrt(L). There it is unknown (None) once a product seen that way is too
+    large to be summed exactly: factors have run away, and a diagnosis must not end the run.
     """
 
     def __init__(self, start: AdapterState, cohort: Cohort) -> None:
@@ -40,15 +43,20 @@ class ErrorMeter:
         if self._kept is not None:
             self._kept[contribution.silo] = contribution
         elif self._seen is not None:
-            self._seen.add(self._look(self._moved(contribution.update)).astype(np.float32), contribution.weight)
+            products = self._look(self._moved(contribution.update))
+            if np.all(np.abs(products) < SEEN_LIMIT):
+                self._seen.add(products.astype(np.float32), contribution.weight)
+            else:
+                self._seen = None
 
-    def value(self, mean: AdapterState) -> float:
-        """The error, given the weighted mean of the updates."""
+    def value(self, mean: AdapterState) -> float | None:
+        """The error, given the weighted mean of the updates; None if it is unknown."""
         if self._kept is not None:
             ordered = [self._kept[name] for name in sorted(self._kept)]
             moved = [self._moved(contribution.update) for contribution in ordered]
             return aggregation_error(self._start, moved, [contribution.weight for contribution in ordered])
-        assert self._seen is not None
+        if self._seen is None:
+            return None
         products = self._seen.mean().astype(np.float64)
         before = self._look(self._start)
         change = float(np.sum((products - before) ** 2))

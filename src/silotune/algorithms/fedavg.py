@@ -15,6 +15,7 @@ B_k A_k: what is left out, sum_k w_k (B_k - Bbar)(A_k - Abar), is reported each 
 | no update arrives             | None; the server decides what that means  |
 | all updates are zero          | the adapter stays as it is; e_agg 0       |
 | a number not finite           | ValueError; admission has refused it before |
+| runaway factors, large cohort | e_agg is None: not known                  |
 """
 
 from collections.abc import Iterable
@@ -60,4 +61,4 @@ def apply(state: ServerState, aggregate: Aggregate, settings: FederationSettings
     return ServerState(state.round + 1, adapter, state.extra)
 
 
-FEDAVG = Algorithm("fedavg", init, client, aggregate, apply)
+ALGORITHM = Algorithm("fedavg", init, client, aggregate, apply)

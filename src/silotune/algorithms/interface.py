@@ -5,7 +5,7 @@
     aggregate   at the server: from updates as they arrive to their aggregate, without keeping them all
     apply       the next state
 
-A new method is a new file that defines these and an `Algorithm`, and its entry in `algorithms/__init__.py`.
+A new method is a new file that defines these and `ALGORITHM`, an `Algorithm` of the file's own name.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -45,8 +45,8 @@ class Aggregate:
 
     update: AdapterState
     """Weighted mean of the updates that arrived."""
-    e_agg: float
-    """Aggregation error relative to the round's change; see `model.algebra.aggregation_error`."""
+    e_agg: float | None
+    """Aggregation error relative to the round's change; see `model.algebra.aggregation_error`. None: not known."""
     silos: tuple[str, ...]
     """Who contributed, by name."""
 

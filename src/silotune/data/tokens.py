@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,13 @@ from numpy.typing import NDArray
 
 from silotune.data.rows import Row, Turn
 from silotune.errors import DataError
+
+TODAY = datetime(2024, 7, 26)
+"""The date that every chat template is told, whatever the day, in training, evaluation and generation.
+
+The same text gives the same tokens on any day, also in a run that goes on after midnight and at silos far apart. It
+is the date that the templates of Llama 3 write where they are told none.
+"""
 
 
 @dataclass(frozen=True)
@@ -223,10 +231,29 @@ def _template(tokenizer: Any, turns: Sequence[Turn], prompt: bool) -> str:
 
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        text: str = tokenizer.apply_chat_template(
+            messages,
+            chat_template=_dated(tokenizer.get_chat_template()),
+            tokenize=False,
+            add_generation_prompt=prompt,
+            date_string=TODAY.strftime("%d %b %Y"),
+        )
     except jinja2.TemplateError as error:
         raise DataError(f"the model's chat template refuses these roles ({error}).") from None
     return text
+
+
+def _dated(template: str) -> str:
+    """A chat template in which `strftime_now` answers with `TODAY`.
+
+    As a macro, for transformers hands a template no functions: each letter of a format is replaced by what it means.
+    The line's end belongs to it: the template itself must begin a line, as it does alone.
+    """
+    if "strftime_now" not in template:
+        return template
+    codes = [sign + letter for sign in ("%", "%-") for letter in "aAwdebBmyYHIpMSfjUWcxXGuVF"]
+    filled = "".join(f"|replace({code!r}, {TODAY.strftime(code)!r})" for code in codes)
+    return "{% macro strftime_now(format) %}{{ format" + filled + " }}{% endmacro %}\n" + template
 
 
 # ----------------------------------------------------------------------------------------------- tokens

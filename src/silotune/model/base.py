@@ -3,8 +3,6 @@
 No table of model families: whatever transformers loads as a causal language model, and PEFT can adapt, will do.
 """
 
-import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,28 +135,6 @@ def load_skeleton(location: str) -> Any:
             return transformers.AutoModelForCausalLM.from_config(config)
         except ValueError as error:
             raise ModelError(f"model.base: {location} is no causal language model ({_first_line(error)}).") from None
-
-
-def fingerprint(model: Any, tokenizer: Any) -> str:
-    """A digest by which silos find out that they hold different bases.
-
-    It covers every weight's name and shape, 16 values of each, the vocabulary and the chat template. It tells
-    versions and conversions apart; it is no proof against somebody who forges a model on purpose.
-    """
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        flat = weight.reshape(-1)
-        stride = max(1, flat.numel() // 16)
-        values = flat[::stride][:16].float().cpu().numpy().tobytes()
-        digest.update(json.dumps([name, list(weight.shape)]).encode() + values)
-    digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
-    digest.update(str(tokenizer.chat_template).encode())
-    return digest.hexdigest()[:32]
-
-
-def parameter_bytes(model: Any) -> int:
-    """Bytes of the model's weights as loaded (a weight that is used twice counts once)."""
-    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
 def _load(kind: str, location: str, **options: Any) -> Any:

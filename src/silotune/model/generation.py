@@ -1,9 +1,13 @@
 """Text from the base or the tuned model: the training's own chat template, stopped at the end of the turn."""
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
+
+from silotune.model import lora
+from silotune.model.adapter import AdapterState
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,17 @@ def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
     return stops
 
 
-def stream(tuned: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling, base: bool = False) -> Iterator[str]:
+def stream(
+    tuned: Any,
+    tokenizer: Any,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    base: bool = False,
+    adapter: AdapterState | None = None,
+) -> Iterator[str]:
     """Yield an answer piece by piece as it is generated.
+
+    Between two pieces the model is anybody's: nothing of this answer stays switched on or off in it.
 
     Args:
         tuned: PEFT's model.
@@ -38,6 +51,7 @@ def stream(tuned: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling
         prompt: token ids, as training makes them (`data.tokens.encode_prompt`).
         sampling: how to choose tokens.
         base: switch the adapter off, to hear the base model.
+        adapter: speak with this one, whatever lies in the model meanwhile; it stays there. None: with what lies there.
     """
     import torch
 
@@ -45,25 +59,47 @@ def stream(tuned: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling
     stops = stop_tokens(tuned, tokenizer)
     said: list[int] = []
     shown = ""
-    ids = torch.tensor([list(prompt)], device=tuned.device)
-    cache = None
-    with tuned.disable_adapter() if base else nullcontext(), torch.inference_mode():
-        for _ in range(sampling.max_tokens):
-            output = tuned(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = output.past_key_values
-            token = _choose(output.logits[0, -1].float().cpu(), sampling, generator)
-            if token in stops:
-                break
-            said.append(token)
-            ids = torch.tensor([[token]], device=tuned.device)
-            text = tokenizer.decode(said, skip_special_tokens=True)
-            # A character of several tokens shows as U+FFFD until its last one: hold it back.
-            if len(text) > len(shown) and not text.endswith("\ufffd"):
-                yield text[len(shown) :]
-                shown = text
+    step = _stepper(tuned, list(prompt))
+    for _ in range(sampling.max_tokens):
+        if adapter is not None and not base:
+            lora.put(tuned, adapter)
+        with tuned.disable_adapter() if base else nullcontext(), torch.inference_mode():
+            token = _choose(step(said), sampling, generator)
+        if token in stops:
+            break
+        said.append(token)
+        text = tokenizer.decode(said, skip_special_tokens=True)
+        # A character of several tokens shows as U+FFFD until its last one: hold it back.
+        if len(text) > len(shown) and not text.endswith("\ufffd"):
+            yield text[len(shown) :]
+            shown = text
     rest = tokenizer.decode(said, skip_special_tokens=True)[len(shown) :]
     if rest:
         yield rest
+
+
+def _stepper(tuned: Any, prompt: list[int]) -> Callable[[list[int]], Any]:
+    """A function from what was said so far to float32 logits (vocabulary,) of the next token, on the CPU.
+
+    Each call computes the last token only, with the keys and values that the model returned before. A model that
+    returns none (Mamba and XLNet keep their state elsewhere) computes everything anew.
+    """
+    import torch
+
+    accepts = inspect.signature(tuned.get_base_model().forward).parameters
+    options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
+    cached = "past_key_values" in accepts
+    cache = None
+
+    def step(said: list[int]) -> Any:
+        nonlocal cache
+        ids = torch.tensor([said[-1:] if cache is not None else prompt + said], device=tuned.device)
+        kept = {"past_key_values": cache, "use_cache": True} if cached else {}
+        output = tuned(input_ids=ids, **kept, **options)
+        cache = output.past_key_values if cached else None
+        return output.logits[0, -1].float().cpu()
+
+    return step
 
 
 def _choose(logits: Any, sampling: Sampling, generator: Any) -> int:

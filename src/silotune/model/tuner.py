@@ -7,6 +7,7 @@ from typing import Any
 from silotune.model import base as base_model
 from silotune.model import lora
 from silotune.model.adapter import AdapterSpec
+from silotune.model.stored import describe
 from silotune.settings import LoraSettings
 
 
@@ -19,7 +20,9 @@ class Tuner:
     tokenizer: Any
     spec: AdapterSpec
     fingerprint: str
+    """Of the base as it is stored; the same in whatever numbers it is computed with."""
     base_bytes: int
+    """Of the base's weights as they are stored."""
     device: str
 
 
@@ -37,7 +40,6 @@ def _load(base: str, settings: str, placement: base_model.Placement) -> Tuner:
     location = base_model.locate(base)
     tokenizer = base_model.load_tokenizer(location)
     model = base_model.load_model(location, placement)
-    mark = base_model.fingerprint(model, tokenizer)
-    size = base_model.parameter_bytes(model)
+    stored = describe(location, tokenizer)
     tuned = lora.attach(model, LoraSettings.model_validate_json(settings))
-    return Tuner(tuned, tokenizer, lora.spec_of(tuned), mark, size, placement.device)
+    return Tuner(tuned, tokenizer, lora.spec_of(tuned), stored.fingerprint, stored.bytes, placement.device)

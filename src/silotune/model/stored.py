@@ -1,0 +1,123 @@
+"""A base model as it lies on disk: a mark by which silos compare their bases, and its size.
+
+Both are read from the files and not from the loaded model, so they are the same whether a silo computes in float32,
+bfloat16 or 4 bits, and however the weights are split over files.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from silotune.errors import ModelError
+
+VALUES = 16
+"""Values of each weight that the fingerprint covers."""
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files of weights, in the order in which transformers prefers them."""
+NOT_THE_MODEL = ("transformers_version", "dtype", "torch_dtype", "use_cache")
+"""Keys of config.json that say how a model is loaded or by what it was written, not what it computes."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is known of a base from its files."""
+
+    fingerprint: str
+    bytes: int
+    """Of all its weights as they are stored."""
+
+
+def describe(location: str, tokenizer: Any) -> Stored:
+    """Read the mark and the size of a base from its files.
+
+    The fingerprint covers the configuration, every weight's name and shape, 16 values of each, the vocabulary and
+    the chat template. It tells versions and conversions apart; it is no proof against somebody who forges a model
+    on purpose.
+
+    Args:
+        location: a folder, or a hub id that was loaded before (its files are in the hub's cache).
+        tokenizer: of the base, as `base.load_tokenizer` gives it.
+
+    Raises:
+        ModelError: no weights are found, or a file cannot be read.
+    """
+    folder = _folder(location)
+    digest = hashlib.sha256(json.dumps(_configuration(folder), sort_keys=True).encode())
+    size = 0
+    with ExitStack() as open_files:
+        weights = dict(_weights(folder, open_files))
+        for name in sorted(weights):
+            weight = weights[name]()
+            size += weight.nbytes
+            digest.update(json.dumps([name, list(weight.shape)]).encode() + _sample(weight))
+    digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    digest.update(str(tokenizer.chat_template).encode())
+    return Stored(digest.hexdigest()[:32], size)
+
+
+def _folder(location: str) -> Path:
+    if Path(location).is_dir():
+        return Path(location)
+    from transformers.utils import cached_file
+
+    return Path(str(cached_file(location, "config.json", local_files_only=True))).parent
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    """What config.json says of the model; names of places and empty entries left out."""
+    configured = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {
+        key: value
+        for key, value in configured.items()
+        if value is not None and not key.startswith("_") and key not in NOT_THE_MODEL
+    }
+
+
+def _weights(folder: Path, open_files: ExitStack) -> Iterator[tuple[str, Any]]:
+    """Yield (name, function that returns the tensor) for all weights, none of them read yet where that can be."""
+    from safetensors import safe_open
+
+    for path in _files(folder):
+        if path.suffix == ".safetensors":
+            shard = open_files.enter_context(safe_open(path, framework="pt"))
+            for name in shard.keys():  # noqa: SIM118 - it is no mapping
+                yield name, lambda shard=shard, name=name: shard.get_tensor(name)
+        else:
+            for name, tensor in _torch_file(path).items():
+                yield name, lambda tensor=tensor: tensor
+
+
+def _files(folder: Path) -> list[Path]:
+    for name in WEIGHTS:
+        path = folder / name
+        if path.is_file() and path.suffix == ".json":
+            shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+            return [folder / shard for shard in sorted(set(shards))]
+        if path.is_file():
+            return [path]
+    raise ModelError(f"model.base: {folder} holds no weights; expected one of {', '.join(WEIGHTS)}.")
+
+
+def _torch_file(path: Path) -> dict[str, Any]:
+    """The tensors of a file that torch wrote; `weights_only` lets nothing in it run."""
+    import torch
+
+    mapped = zipfile.is_zipfile(path)  # the format before torch 1.6 cannot be memory-mapped
+    found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+
+
+def _sample(weight: Any) -> bytes:
+    """Values of a tensor at even distances, as float32; numbers of a byte or less as they are."""
+    import torch
+
+    flat = weight.reshape(-1)
+    chosen = flat[:: max(1, flat.numel() // VALUES)][:VALUES]
+    if chosen.element_size() == 1:
+        return bytes(chosen.contiguous().view(torch.uint8).numpy().tobytes())
+    return bytes(chosen.float().numpy().tobytes())

@@ -1,0 +1,42 @@
+"""Answers of runs: each with its own adapter, also side by side."""
+
+from itertools import chain, zip_longest
+
+import pytest
+
+import silotune
+from silotune.errors import ModelError, RunError
+
+SAMPLING = silotune.Sampling(max_tokens=12)
+
+
+@pytest.fixture
+def runs(make_recipe, tmp_path):
+    changes = [{}, {"seed": 5, "training": {"steps": 12, "learning_rate": 0.3}}]
+    return [silotune.train(make_recipe(**change), out=tmp_path / f"run{i}") for i, change in enumerate(changes)]
+
+
+def test_two_answers_read_side_by_side_are_those_read_alone(runs):
+    alone = [
+        [list(run.stream("Where is the key?", sampling=SAMPLING, base=base)) for base in (False, True)] for run in runs
+    ]
+    assert alone[0][0] != alone[1][0] and alone[0][1] == alone[1][1]
+    streams = [run.stream("Where is the key?", sampling=SAMPLING, base=base) for run in runs for base in (False, True)]
+    together = list(zip_longest(*streams))
+    expected = list(zip_longest(*chain.from_iterable(alone)))
+    assert together == expected
+
+
+def test_an_adapter_that_was_cut_off_or_is_another_ones_is_told(runs, make_recipe, tmp_path):
+    file = runs[0].folder.adapter / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-40])
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors: the adapter cannot be read"):
+        runs[0].answer("Where is the key?")
+    other = silotune.train(make_recipe(lora={"r": 4}), out=tmp_path / "other")
+    file.write_bytes((other.folder.adapter / file.name).read_bytes())
+    with pytest.raises(RunError, match="does not fit the base model"):
+        runs[0].answer("Where is the key?")
+    file.unlink()
+    with pytest.raises(ModelError, match="cannot be read"):
+        runs[0].answer("Where is the key?")
