@@ -47,7 +47,6 @@ def test_layers(layers, expected):
     [
         ({"targets": ["q_proj", "nope"]}, "no linear layer 'nope'"),
         ({"layers": [3]}, "3 is out of range; the model has blocks 0 to 2"),
-        ({"layers": [1, 1]}, "stands there twice"),
     ],
 )
 def test_what_does_not_exist_is_refused(settings, says):

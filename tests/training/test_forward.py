@@ -58,6 +58,11 @@ def rows(shared=14, count=4):
     return found
 
 
+def blocks(tuned):
+    causal = tuned.get_base_model()
+    return [causal.get_submodule(name) for (name,) in lora.blocks(causal)[0]]
+
+
 def measured(tuned, batch, ways):
     """Loss, gradients, and right first choices; without ways, those of the oracle."""
     tuned.zero_grad()
@@ -91,7 +96,7 @@ def test_a_shared_start_gives_the_plain_loss_and_gradients(tmp_path, name):
     assert_same(measured(tuned, batch, ways), measured(tuned, batch, None))
     if ways.start:
         sizes = []
-        block = tuned.get_base_model().get_submodule(lora.blocks(tuned.get_base_model())[1][0])
+        block = blocks(tuned)[0]
         handle = block.register_forward_pre_hook(lambda _, given, named: sizes.append((given[0] if given else named["hidden_states"]).shape[:2]), with_kwargs=True)  # fmt: skip
         loss_and_correct(tuned, batch, ways)
         handle.remove()
@@ -193,9 +198,8 @@ def test_chunks_of_the_output_layer_add_up(tmp_path, monkeypatch):
 
 def test_no_gradient_is_worked_out_below_the_lowest_adapter(tmp_path):
     tuned = adapted(make(tmp_path, "Llama"), layers=[2, 3])
-    blocks = [tuned.get_base_model().get_submodule(name) for name in lora.blocks(tuned.get_base_model())[1]]
     tracked = []
-    for block in blocks:
+    for block in blocks(tuned):
         block.register_forward_hook(lambda _, __, output: tracked.append((output[0] if isinstance(output, tuple) else output).requires_grad))  # fmt: skip
     loss_and_correct(tuned, collate(rows(), 0, "cpu"), Ways(True, False))
     assert tracked == [False, False, True, True]

@@ -150,8 +150,6 @@ def _layer_numbers(settings: LoraSettings, count: int) -> list[int]:
     for index in settings.layers:
         if not 0 <= index < count:
             raise ModelError(f"lora.layers: {index} is out of range; the model has blocks 0 to {count - 1}.")
-    if len(set(settings.layers)) != len(settings.layers):
-        raise ModelError("lora.layers: a number stands there twice.")
     return sorted(settings.layers)
 
 

@@ -133,8 +133,10 @@ def make_kept(tuned: Any, keep: Keep) -> Kept | None:
     if keep.numbers == "off":
         return None
     causal = tuned.get_base_model()
-    _, names = lora.blocks(causal)
-    blocks = [causal.get_submodule(name) for name in names]
+    stack, _ = lora.blocks(causal)
+    if any(len(parts) > 1 for parts in stack):
+        return None
+    blocks = [causal.get_submodule(name) for (name,) in stack]
     carrying = [any(p.requires_grad for p in block.parameters()) for block in blocks]
     lowest = carrying.index(True) if True in carrying else 0
     if not lowest or _drops_out(causal, blocks[:lowest]):
