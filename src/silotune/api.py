@@ -6,6 +6,7 @@ run = silotune.train("recipe.toml")
 print(run.answer("When are you open?"))
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,8 +129,8 @@ def train(
 
     Raises:
         InputError: recipe, text, model or folder cannot be used.
-        FederationError: too few silos answered; the last round is saved.
-        Interrupted: Ctrl-C or SIGTERM; the last round is saved.
+        FederationError: too few silos answered; the rounds before are saved.
+        Interrupted: Ctrl-C or SIGTERM; the rounds before are saved.
     """
     wanted, old = _wanted(recipe, out, resume, overrides)
     # All that can be wrong with the input is found before a folder is made or an engine started.
@@ -152,7 +153,7 @@ def train(
                 if not _all_rounds_done(folder, wanted):
                     _run_engine(wanted, folder, crew.showing(scratch), venue, spec)
                 watch(Event("finishing"))
-                finish(wanted, folder)
+                finish(wanted, folder, venue.stop)
         except (FederationError, Interrupted) as error:
             raise type(error)(f"{error} Go on with: silotune train --resume {folder.path}") from error
     return Run(folder)
@@ -179,16 +180,23 @@ def _wanted(
     return given, None
 
 
-def finish(recipe: Recipe, folder: RunFolder) -> None:
-    """Write what comes after the last round: the adapter, its card, samples if the recipe wants them, the report."""
+def finish(recipe: Recipe, folder: RunFolder, stop: threading.Event | None = None) -> None:
+    """Write what comes after the last round: the adapter, its card, samples if the recipe wants them, the report.
+
+    Raises:
+        Interrupted: `stop` was set before all was written.
+    """
     saved = checkpoint.latest(folder)
     assert saved is not None
+    steps: list[Callable[[], None]] = [lambda: card.write(folder), lambda: page.write(folder)]
     if not folder.finished():
-        result.write_adapter(folder, recipe, saved.state.adapter)
-    card.write(folder)
+        steps.insert(0, lambda: result.write_adapter(folder, recipe, saved.state.adapter))
     if recipe.report.samples:
-        samples.write(folder)
-    page.write(folder)
+        steps.insert(-1, lambda: samples.write(folder))
+    for step in steps:
+        if stop is not None and stop.is_set():
+            raise Interrupted(f"Stopped by the user; {checkpoint.reached(folder)}, the report is not written.")
+        step()
 
 
 def _all_rounds_done(folder: RunFolder, recipe: Recipe) -> bool:

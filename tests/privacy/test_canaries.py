@@ -125,7 +125,9 @@ def test_no_canary_in_any_file_of_a_simulation(make_recipe, planted, tmp_path, m
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err + out
     find((out + err).encode(), "what was printed")
-    assert any("session_" in path and "/logs/worker" in path for path in seen) and any("log.txt" in path for path in seen)
+    assert any("session_" in path and "/logs/worker" in path for path in seen) and any(
+        "log.txt" in path for path in seen
+    )
     assert any("report.html" in path for path in search(own_tmp, run, tmp_path / "flwr"))
     own_tmp.rmdir()
 

@@ -144,7 +144,7 @@ def test_a_worker_that_hangs_delays_no_end(recipe_file, tmp_path):
     process = helpers.start("train", recipe_file, "--out", run, *HUNG)
     worker = hang_one(process, run)
     family = helpers.family(process)
-    out, err = process.communicate(timeout=120)
+    out, err = helpers.ended(process, 120)
     assert process.returncode == 0, err + out
     assert "no answer within 4 s" in err and helpers.rounds(run) == 2 and (run / "report.html").exists()
     assert worker in family and not helpers.gone(family)
@@ -156,7 +156,7 @@ def test_one_ctrl_c_ends_a_run_with_a_worker_that_hangs(recipe_file, tmp_path):
     hang_one(process, run)
     family = helpers.family(process)
     os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = helpers.ended(process, 60)
     assert process.returncode == 130, err
     assert "Stopped by the user; the score of the base model is saved, and no round yet. Go on with" in err
     assert not helpers.gone(family)
