@@ -1,7 +1,7 @@
 """Files that are whole or not there: written beside their place, then renamed into it."""
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 
@@ -13,17 +13,16 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
         text: to write.
         durable: have it on the disk before it has its name, so that a crash of the machine cannot leave it empty.
     """
-    descriptor, unfinished = tempfile.mkstemp(prefix=f".{path.name[:80]}-", dir=path.parent)
+    unfinished = path.with_name(f".{path.name[:80]}-{secrets.token_hex(6)}")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        with unfinished.open("x", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
-            os.fchmod(descriptor, 0o644)
             if durable:
-                os.fsync(descriptor)
-        Path(unfinished).replace(path)
+                os.fsync(stream.fileno())
+        unfinished.replace(path)
     except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
     if durable:
         sync(path.parent)

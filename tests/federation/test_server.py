@@ -276,7 +276,8 @@ def test_a_silo_whose_name_would_play_with_a_terminal_is_refused(make_recipe, tm
         return None
 
     _, events = run(make_recipe(), tmp_path / "run", client_app(change))
-    assert "characters that cannot be shown" in next(e for e in events if e.kind == "left_out").fields["reason"]
+    left_out = next(e for e in events if e.kind == "left_out").fields
+    assert "characters that cannot be shown" in left_out["reason"] and left_out["silo"] == "x\\x1b[2J"
 
 
 def test_stopping_saves_and_resuming_gives_the_same_bits(make_recipe, tmp_path):

@@ -21,8 +21,8 @@ from silotune.wire.envelope import Envelope, shown
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
 """Seconds between two looks for answers: short at first and after each answer, then longer."""
-KEPT = 3600.0
-"""Seconds that Flower keeps a message beyond its deadline, for answers that come late."""
+KEPT = 12 * 3600.0
+"""Seconds that Flower keeps a message beyond its deadline, for answers that come late and clocks that jump."""
 
 ERRORS = {
     ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "the silo's app could not be loaded",

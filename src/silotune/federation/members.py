@@ -17,7 +17,7 @@ from silotune.federation.exchange import Answer, Asked, Line, look, not_sent, ov
 from silotune.federation.run import RunFolder
 from silotune.model.adapter import AdapterSpec
 from silotune.settings import Recipe
-from silotune.wire.envelope import Envelope
+from silotune.wire.envelope import Envelope, shown
 from silotune.wire.profile import Profile
 
 PAUSE = 0.1
@@ -145,9 +145,13 @@ def _hear(federation: Federation, answer: Answer) -> None:
         else:
             _join(federation, answer.node, profile)
     except AdmissionError as error:
-        named = answer.content is not None and answer.content.fields["silo"] not in _names(federation)
-        name = str(answer.content.fields["silo"]) if answer.content and named else unnamed(answer.node)
-        _refuse(federation, answer.node, name, str(error))
+        _refuse(federation, answer.node, _name_to_tell(federation, answer), str(error))
+
+
+def _name_to_tell(federation: Federation, answer: Answer) -> str:
+    """What to call a node that is refused: the name that it gives, unless that is another's."""
+    name = shown(str(answer.content.fields["silo"]))[:64] if answer.content else ""
+    return name if name and name not in _names(federation) else unnamed(answer.node)
 
 
 def _names(federation: Federation) -> set[str]:

@@ -105,8 +105,9 @@ def _run(serve: Callable[[Grid], None], client_app: ClientApp, crew: Crew, venue
             backend_config={"init_args": _ray(crew, ray_folder), "client_resources": _share(crew)},
         )
     except Exception as error:
+        first = not outcome
         venue.stop.set()  # the server's thread must not wait for silos that cannot come
-        if not outcome:
+        if first:
             raise FederationError(
                 f"Flower's simulation engine broke down ({type(error).__name__}); see the log."
             ) from error
