@@ -135,6 +135,22 @@ def test_a_new_node_that_hesitates_keeps_nobody_waiting(recipe, tmp_path, clock)
     ]
 
 
+def test_a_tie_of_base_models_waits_for_whoever_has_been_asked(recipe, tmp_path, clock):
+    def change(request, reply, silo):
+        if not is_hello(request):
+            return None
+        fields = dict(reply.content[FIELDS]) | {"fingerprint": "wrong" if silo == "ash" else "right"}
+        return Message(RecordDict({FIELDS: ConfigRecord(fields)}), reply_to=request)
+
+    grid, story = network(recipe, change)
+    grid.slow = lambda message: is_hello(message) and message.metadata.dst_node_id == 3 and clock[0] < 100
+    serve(grid, recipe, tmp_path / "run", 2, story)
+    assert story.all("left_out", "silo", "reason") == [
+        ("ash", "its base model is not the one that 'birch', 'cedar' hold")
+    ]
+    assert story.all("round_start", "cohort")[0] == (["birch", "cedar"],)
+
+
 def test_late_answers_are_entered_as_late_and_not_used(recipe, tmp_path):
     grid, story = network(recipe)
 

@@ -85,8 +85,8 @@ def assemble(federation: Federation, wanted: int, seconds: float) -> None:
         connected = _greet(federation)
         nobody_else = federation.venue.fixed and connected >= federation.venue.expected and not federation.hellos
         over = nobody_else or time.monotonic() >= deadline
-        if federation.base is None and federation.guests and (over or len(federation.guests) >= wanted):
-            _settle(federation)
+        if federation.base is None and (over or len(federation.guests) >= wanted):
+            _settle(federation, others_may_answer=bool(federation.hellos) and not over)
         if over or len(federation.members) >= wanted:
             break
         require_going(federation.line)
@@ -185,17 +185,20 @@ def _profile(federation: Federation, answer: Answer) -> Profile:
     return profile
 
 
-def _settle(federation: Federation) -> None:
-    """Take the base model that most of the guests hold, and admit those that hold it.
+def _settle(federation: Federation, others_may_answer: bool) -> None:
+    """Take the base model that most of the guests hold, and admit those that hold it; a tie waits for other guests.
 
     Raises:
-        ModelError: two base models are held by as many.
+        ModelError: there is a tie, and no others will answer.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for profile in federation.guests.values():
         groups[profile.fingerprint].append(profile.silo)
     ordered = sorted(groups.values(), key=len, reverse=True)
-    if len(ordered) > 1 and len(ordered[0]) == len(ordered[1]):
+    tie = len(ordered) > 1 and len(ordered[0]) == len(ordered[1])
+    if not ordered or (tie and others_may_answer):
+        return
+    if tie:
         held = " | ".join(", ".join(sorted(names)) for names in ordered)
         raise ModelError(f"the silos hold different base models, none of them most of the silos: {held}. "
                          "Give all of them the same and start again.")  # fmt: skip

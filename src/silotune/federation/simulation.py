@@ -74,7 +74,7 @@ def run_simulation(
 
 def _ray_folder() -> Path:
     """A folder for Ray, which puts sockets below it: where the usual place has too long a path, in /tmp."""
-    usual = tempfile.gettempdir()
+    usual = Path(tempfile.gettempdir()).resolve()
     short = len(os.fsencode(usual)) + RAYS_PART <= LONGEST_SOCKET
     return Path(tempfile.mkdtemp(prefix="sr-", dir=usual if short else "/tmp")).resolve()
 
@@ -105,9 +105,8 @@ def _run(serve: Callable[[Grid], None], client_app: ClientApp, crew: Crew, venue
             backend_config={"init_args": _ray(crew, ray_folder), "client_resources": _share(crew)},
         )
     except Exception as error:
-        first = not outcome
-        venue.stop.set()  # the server's thread must not wait for silos that cannot come
-        if first:
+        if not served and not outcome:
+            venue.stop.set()  # the server's thread must not wait for silos that cannot come
             raise FederationError(
                 f"Flower's simulation engine broke down ({type(error).__name__}); see the log."
             ) from error
