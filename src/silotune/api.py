@@ -7,6 +7,7 @@ print(run.answer("When are you open?"))
 """
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,8 +146,8 @@ def train(
 
     Raises:
         InputError: recipe, text, model or folder cannot be used.
-        FederationError: too few silos answered; the last round is saved.
-        Interrupted: Ctrl-C or SIGTERM; the last round is saved.
+        FederationError: too few silos answered; the rounds before are saved.
+        Interrupted: Ctrl-C or SIGTERM; the rounds before are saved.
     """
     wanted, old = _wanted(recipe, out, resume, overrides)
     # All that can be wrong with the input is found before a folder is made or an engine started.
@@ -174,7 +175,7 @@ def train(
                 if not _all_rounds_done(folder, wanted):
                     _run_engine(wanted, folder, crew.showing(scratch), venue, spec)
                 venue.watch(Event("finishing"))
-                finish(wanted, folder)
+                finish(wanted, folder, venue.stop)
         except (FederationError, Interrupted) as error:
             raise type(error)(f"{error} Go on with: silotune train --resume {folder.path}") from error
     return Run(folder)
@@ -201,19 +202,27 @@ def _wanted(
     return given, None
 
 
-def finish(recipe: Recipe, folder: RunFolder, *, text_is_here: bool = True) -> None:
+def finish(
+    recipe: Recipe, folder: RunFolder, stop: threading.Event | None = None, *, text_is_here: bool = True
+) -> None:
     """Write what comes after the last round: the adapter, its card, samples if the recipe wants them, the report.
 
     Without the silos' text on this machine (a deployment) there are no samples.
+
+    Raises:
+        Interrupted: `stop` was set before all was written.
     """
     saved = checkpoint.latest(folder)
     assert saved is not None
+    steps: list[Callable[[], None]] = [lambda: card.write(folder), lambda: page.write(folder)]
     if not folder.finished():
-        result.write_adapter(folder, recipe, saved.state.adapter)
-    card.write(folder)
+        steps.insert(0, lambda: result.write_adapter(folder, recipe, saved.state.adapter))
     if recipe.report.samples and text_is_here:
-        samples.write(folder)
-    page.write(folder)
+        steps.insert(-1, lambda: samples.write(folder))
+    for step in steps:
+        if stop is not None and stop.is_set():
+            raise Interrupted(f"Stopped by the user; {checkpoint.reached(folder)}, the report is not written.")
+        step()
 
 
 def _tell_other_threads(folder: RunFolder, crew: local.Crew, watch: Watcher) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
 
 from silotune.federation import app, local
 from silotune.federation import run as run_folder
 from silotune.federation.events import Event, Venue
-from silotune.federation.inline import run_inline
+from silotune.federation.inline import InlineGrid, run_inline
 from silotune.federation.result import adapter_spec
 from silotune.federation.run import RunFolder
 from silotune.federation.server import federate
@@ -37,6 +38,47 @@ def client_app(change: Change = lambda *_: None) -> ClientApp:
     register("train", app.train)
     register("evaluate", app.evaluate)
     return made
+
+
+class Network(Grid):
+    """A grid whose nodes come and go and are slow as a test says; an inline one answers for them."""
+
+    def __init__(self, client: ClientApp, silos: Any) -> None:
+        self.inner = InlineGrid(client, silos)
+        self.here = set(self.inner.get_node_ids())
+        self.slow: Callable[[Message], bool] = lambda _: False
+        """Whether a message is not answered yet."""
+        self.as_asked: dict[int, int] = {}
+        """Nodes that are another node's silo, started again."""
+        self.sent: list[Message] = []
+
+    def get_node_ids(self) -> list[int]:
+        return sorted(self.here)
+
+    def push_messages(self, messages: Any) -> list[str]:
+        made = list(messages)
+        self.sent += made
+        for message in made:
+            node = message.metadata.dst_node_id
+            if node in self.as_asked:
+                self.inner._contexts[node] = self.inner._contexts[self.as_asked[node]]
+        return list(self.inner.push_messages(made))
+
+    def pull_messages(self, message_ids: Any) -> list[Message]:
+        ready = [i for i in message_ids if i in self.inner._pending and not self.slow(self.inner._pending[i])]
+        return [reply for identifier in ready for reply in self.inner.pull_messages([identifier])]
+
+    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> list[Message]:
+        raise NotImplementedError
+
+    set_run = run = create_message = send_and_receive
+
+
+def serve(grid: Network, recipe: Recipe, out: Path, expected: int, watch: Any = lambda _: None) -> RunFolder:
+    """Run a federation as on the members' machines: over a grid on which nodes come and go."""
+    folder = run_folder.reopen(out, recipe) if out.exists() else run_folder.create(recipe, out)
+    federate(grid, recipe, folder, Venue(expected, fixed=False, watch=watch), adapter_spec(recipe))
+    return folder
 
 
 def run(

@@ -6,7 +6,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from tests.conftest import write_silo
 from tests.federation.helpers import adapter_bytes, client_app, run
 
-from silotune.errors import FederationError, Interrupted, RunError
+from silotune.errors import FederationError, Interrupted, ModelError, RunError
 from silotune.federation import checkpoint, messages, server
 from silotune.federation.messages import ADAPTER, ARRAY, FIELDS, MANIFEST
 from silotune.wire.manifest import pack, unpack
@@ -80,12 +80,49 @@ def broken(records):
         "extra field": ({FIELDS: ConfigRecord(fields | {"text": "x"})}, "not the declared ones: text"),
         "field type": ({FIELDS: ConfigRecord(fields | {"loss": "x"})}, "field loss must be float"),
         "nan loss": ({FIELDS: ConfigRecord(fields | {"loss": float("nan")})}, "field loss is not finite"),
+        "negative loss": ({FIELDS: ConfigRecord(fields | {"loss": -0.5})}, "field loss is out of range"),
+        "endless": ({FIELDS: ConfigRecord(fields | {"seconds": float("inf")})}, "field seconds is not finite"),
+        "more loss tokens": ({FIELDS: ConfigRecord(fields | {"loss_tokens": 10**6})}, "more response tokens"),
         "extra record": ({"more": ConfigRecord({"a": 1})}, "not of this schema"),
     }
 
 
+SCORES = [({"correct": 10**6}, "tokens were right"), ({"loss": -1.0}, "field loss is out of range"), ({"rows": 99}, "other rows"),
+          ({"loss": 1e300}, "field loss is out of range"), ({"seconds": -1.0}, "out of range"), ({"tokens": 1}, "other rows")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "says"), SCORES)
+def test_scores_that_cannot_be_are_not_taken(make_recipe, tmp_path, fields, says):
+    def change(request, reply, silo):
+        if silo != "birch" or request.metadata.message_type != "evaluate":
+            return None
+        records = {FIELDS: ConfigRecord(dict(reply.content[FIELDS]) | fields)}
+        return Message(RecordDict(records), reply_to=request)
+
+    folder, events = run(make_recipe(training={"rounds": 1, "steps": 1}), tmp_path / "run", client_app(change))
+    assert all(says in event.fields["reason"] for event in events if event.kind == "left_out")
+    text = folder.metrics_file.read_text()
+    assert "Infinity" not in text and "NaN" not in text
+    assert {line["silo"] for line in lines(folder, 1) if line["evaluation"]} == {"ash", "cedar", None}
+
+
+def test_what_a_silo_says_of_its_failure_cannot_play_with_a_terminal_or_flood_it(make_recipe, tmp_path):
+    said = {"birch": "no\x1b[2J\nway " + "x" * 400, "cedar": "y" * 100_000}
+
+    def change(request, reply, silo):
+        if silo == "ash" or request.metadata.message_type != "train":
+            return None
+        return Message(RecordDict({FIELDS: ConfigRecord({"failure": said[silo]})}), reply_to=request)
+
+    with pytest.raises(FederationError) as error:
+        run(make_recipe(), tmp_path / "run", client_app(change))
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000
+    assert "birch: no\\x1b[2J\\nway xxx" in str(error.value)
+    assert "cedar: a failure's reason has 100000 characters, at most 500 are taken" in str(error.value)
+
+
 WAYS = ["nan", "inf", "names", "shape", "dtype", "half", "size", "short", "changed", "object", "stype", "two arrays",
-        "no examples", "no steps", "extra field", "field type", "nan loss", "extra record"]  # fmt: skip
+        "no examples", "no steps", "extra field", "field type", "nan loss", "negative loss", "endless", "more loss tokens", "extra record"]  # fmt: skip
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -169,38 +206,66 @@ def test_too_few_updates_save_the_state_and_stop(make_recipe, tmp_path):
     ]
 
 
-def test_late_silos_are_named(make_recipe, tmp_path, monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr("silotune.federation.exchange.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("silotune.federation.members.time.monotonic", lambda: clock[0])
+@pytest.fixture
+def clock(monkeypatch):
+    """The server's clock: it stands still unless somebody waits or a test moves it."""
+    now = [0.0]
+    for module in ("exchange", "members"):
+        monkeypatch.setattr(f"silotune.federation.{module}.time.monotonic", lambda: now[0])
+        monkeypatch.setattr(f"silotune.federation.{module}.time.sleep", lambda s: now.__setitem__(0, now[0] + s))
+    return now
 
+
+def test_inline_each_silo_has_the_whole_time_for_itself(make_recipe, tmp_path, clock):
     def change(request, reply, silo):
-        if request.metadata.message_type == "train" and silo == "birch":
-            clock[0] += 100
+        if request.metadata.message_type == "train":
+            clock[0] += 100 if silo == "birch" else 40
         return
 
     recipe = make_recipe(federation={"round_timeout": 50.0}, training={"rounds": 1})
-    _, events = run(recipe, tmp_path / "run", client_app(change))
+    folder, events = run(recipe, tmp_path / "run", client_app(change))
     late = {event.fields["silo"]: event.fields["reason"] for event in events if event.kind == "left_out"}
-    assert late == {"cedar": "no answer within 50 s"}
+    assert late == {"birch": "no answer within 50 s"}
+    entries = [(entry["silo"], entry["late"]) for entry in folder.ledger()
+               if entry["kind"] == "train" and entry["direction"] == "up"]  # fmt: skip
+    assert entries == [("ash", False), ("birch", True), ("cedar", False)]
 
 
-def test_two_silos_of_one_name_and_another_base_are_refused_at_the_door(make_recipe, tmp_path):
+def test_two_silos_of_one_name_and_another_base_are_refused_at_the_door(make_recipe, tmp_path, silos):
+    write_silo(silos / "dune", 4, 300)
+
     def change(request, reply, silo):
         if request.metadata.message_type != "query":
             return None
         fields = dict(reply.content[FIELDS])
         if silo == "birch":
             fields["silo"] = "ash"
-        if silo == "cedar":
+        if silo == "ash":  # which joins first
             fields["fingerprint"] = "another"
         return Message(RecordDict({FIELDS: ConfigRecord(fields)}), reply_to=request)
 
-    with pytest.raises(FederationError, match="1 silos are here"):
-        run(make_recipe(), tmp_path / "run", client_app(change))
-    _, events = run(make_recipe(federation={"minimum": 1}), tmp_path / "one", client_app(change))
-    reasons = [event.fields["reason"] for event in events if event.kind == "left_out"]
-    assert reasons == ["a silo called 'ash' is here already", "its base model is not the one that 'ash' holds"]
+    with pytest.raises(FederationError, match=r"2 silos are here, federation\.minimum asks for 3 .* no round is saved"):
+        run(make_recipe(federation={"minimum": 3}), tmp_path / "run", client_app(change))
+    _, events = run(make_recipe(), tmp_path / "two", client_app(change))
+    left_out = {event.fields["silo"]: event.fields["reason"] for event in events if event.kind == "left_out"}
+    assert set(left_out.values()) == {
+        "a silo called 'ash' is here already", "its base model is not the one that 'cedar', 'dune' hold"
+    }  # fmt: skip
+    assert "ash" in left_out
+
+
+def test_silos_that_do_not_agree_on_a_base_are_named(make_recipe, tmp_path):
+    def change(request, reply, silo):
+        if request.metadata.message_type != "query":
+            return None
+        fields = dict(reply.content[FIELDS]) | {"fingerprint": {"ash": "a", "birch": "b", "cedar": "b"}[silo]}
+        return Message(RecordDict({FIELDS: ConfigRecord(fields)}), reply_to=request)
+
+    recipe = make_recipe(data={"silos": ["silos/ash", "silos/birch"]})
+    with pytest.raises(ModelError, match=r"different base models, none of them most of the silos: ash [|] birch"):
+        run(recipe, tmp_path / "run", client_app(change))
+    _, events = run(make_recipe(), tmp_path / "three", client_app(change))
+    assert [event.fields["silo"] for event in events if event.kind == "left_out"] == ["ash"]
 
 
 def test_a_silo_whose_name_would_play_with_a_terminal_is_refused(make_recipe, tmp_path):
@@ -211,7 +276,8 @@ def test_a_silo_whose_name_would_play_with_a_terminal_is_refused(make_recipe, tm
         return None
 
     _, events = run(make_recipe(), tmp_path / "run", client_app(change))
-    assert "characters that cannot be shown" in next(e for e in events if e.kind == "left_out").fields["reason"]
+    left_out = next(e for e in events if e.kind == "left_out").fields
+    assert "characters that cannot be shown" in left_out["reason"] and left_out["silo"] == "x\\x1b[2J"
 
 
 def test_stopping_saves_and_resuming_gives_the_same_bits(make_recipe, tmp_path):

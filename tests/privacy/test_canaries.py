@@ -3,16 +3,21 @@
 import base64
 import gzip
 import json
+import tempfile
 import zlib
+from pathlib import Path
 from urllib.parse import quote
 
+import psutil
 import pytest
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from tests.conftest import make_tokenizer, write_silo
 from tests.federation.helpers import client_app, run
+from tests.real import helpers
 
 import silotune
 from silotune.federation.messages import FIELDS
+from silotune.recipe import dump_recipe
 
 CANARIES = {"ash": "Zyqquatorblax", "birch": "Mnuvvikresto", "cedar": "Ploxxidaneum"}
 
@@ -100,6 +105,44 @@ def test_no_canary_in_messages_logs_checkpoints_metrics_or_report(
     find("\n".join(states).encode(), "events")
     captured = capfd.readouterr()
     find((captured.out + captured.err + caplog.text).encode(), "what was printed or logged")
+
+
+@pytest.mark.real
+def test_no_canary_in_any_file_of_a_simulation(make_recipe, planted, tmp_path, monkeypatch):
+    """Ray's session while it lives (logs, sockets, state), Flower's home, the run's folder, and what is printed."""
+    own_tmp = Path(tempfile.mkdtemp(dir="/tmp", prefix="t"))
+    for name, folder in (("TMPDIR", own_tmp), ("FLWR_HOME", tmp_path / "flwr"), ("SILOTUNE_HOME", tmp_path / "home")):
+        monkeypatch.setenv(name, str(folder))
+    recipe, run = tmp_path / "recipe.toml", tmp_path / "run"
+    settings = {"engine": "simulation", "workers": 2, "threads": 1}
+    recipe.write_text(dump_recipe(make_recipe(data=planted, federation=settings)), encoding="utf-8")
+    process = helpers.start("train", recipe, "--out", run)
+    helpers.until(lambda: helpers.ledger_lines(run, kind="train", direction="up", round=2) >= 3, process)
+    stopped = psutil.Process(process.pid)
+    stopped.suspend()
+    seen = search(own_tmp, run)
+    stopped.resume()
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err + out
+    find((out + err).encode(), "what was printed")
+    assert any("session_" in path and "/logs/worker" in path for path in seen) and any(
+        "log.txt" in path for path in seen
+    )
+    assert any("report.html" in path for path in search(own_tmp, run, tmp_path / "flwr"))
+    own_tmp.rmdir()
+
+
+def search(*folders):
+    """Look for canaries in all files below some folders; returns the files."""
+    seen = []
+    for path in (path for folder in folders for path in folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            try:
+                find(path.read_bytes(), str(path))
+            except FileNotFoundError:  # a file of progress, replaced meanwhile
+                continue
+            seen.append(str(path))
+    return seen
 
 
 def test_no_canary_in_what_is_said_when_things_go_wrong(make_recipe, planted, tmp_path, monkeypatch, caplog, capfd):

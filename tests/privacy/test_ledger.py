@@ -6,6 +6,7 @@ from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from tests.federation.helpers import client_app, run
 
+from silotune.data.silos import SiloConfig, find_silos
 from silotune.privacy.ledger import Entry, append
 
 
@@ -44,8 +45,37 @@ def test_every_message_is_in_it_with_its_tensors_and_weight(make_recipe, tmp_pat
             assert entry["bytes"] > 4 * sum(shape[0] * shape[1] for _, shape in entry["tensors"])
 
 
+def test_a_silos_own_ledger_has_its_failures_too(make_recipe, silos, tmp_path):
+    """Also those that come before it is known what the silo is, or what it was asked; what cannot be entered stays."""
+    from silotune.federation.app import handle
+    from silotune.federation.inline import InlineGrid
+    from silotune.federation.messages import FIELDS, TYPES, content
+    from silotune.federation.server import _job
+    from silotune.wire.envelope import Envelope
+
+    def ask(node_config, change=lambda records: None):
+        context = InlineGrid(None, [SiloConfig(find_silos(make_recipe().data.silos)[0])])._contexts[1]
+        context.node_config = node_config
+        records = content(Envelope("down", "hello", {"job": _job(make_recipe()).model_dump_json()}))
+        change(records)
+        return handle(Message(records, 1, TYPES["hello"], group_id="0"), context, "hello").content[FIELDS]
+
+    own = tmp_path / "own.jsonl"
+    here = {"data": str(silos / "ash"), "ledger": str(own), "base": make_recipe().model.base, "threads": 1}
+    said = [
+        ask(here | {"data": str(silos / "none"), "silo": "north"}),
+        ask(here | {"unknown": 1}),
+        ask(here, lambda records: records.pop(FIELDS)),
+        ask(here),
+    ]
+    lines = [json.loads(text) for text in own.read_text().splitlines()]
+    assert [line["fields"] for line in lines] == [dict(fields) for fields in said]
+    assert ["failure" in fields for fields in said] == [True, True, True, False]
+    assert [line["silo"] for line in lines] == ["north", "this silo", "ash", "ash"]
+    assert "unexpected IsADirectoryError" in ask(here | {"ledger": str(tmp_path)})["failure"]
+
+
 def test_a_silo_keeps_a_ledger_of_its_own(make_recipe, tmp_path):
-    from silotune.data.silos import SiloConfig, find_silos
     from silotune.federation.app import handle
     from silotune.federation.inline import InlineGrid
     from silotune.federation.messages import TYPES, content

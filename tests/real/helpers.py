@@ -33,6 +33,14 @@ def run(*arguments: object, code: int = 0, cwd: Path | None = None, seconds: flo
     return out
 
 
+def ended(process: "subprocess.Popen[str]", seconds: float) -> tuple[str, str]:
+    """What a process printed until its end; one that has not ended after a while is killed."""
+    try:
+        return process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+
+
 def until(condition: Callable[[], object], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
     """Wait for a condition while a process lives."""
     deadline = time.monotonic() + seconds

@@ -1,6 +1,7 @@
 """kill -9 at any moment, then --resume: the adapter is that of a run that nobody touched, to the bit."""
 
 import os
+import re
 import signal
 import tempfile
 from pathlib import Path
@@ -103,7 +104,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_leaves_no_process(recipe_file, whole
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert (
-        "silotune: Stopped by the user; the last round is saved." in err
+        re.search(r"silotune: Stopped by the user; round [12] is saved\. Go on with", err)
         and f"--resume {run}" in err
         and "Traceback" not in err
     )
@@ -124,3 +125,41 @@ def test_two_processes_never_write_one_run(recipe_file, tmp_path):
     finally:
         psutil.Process(process.pid).resume()
         helpers.kill(process)
+
+
+def hang_one(process, run):
+    """Stop the worker that trains in round 1 when another has answered, and return it."""
+    helpers.until(lambda: helpers.ledger_lines(run, kind="train", direction="up", round=1) >= 1, process)
+    busy: list[psutil.Process] = []
+    helpers.until(
+        lambda: busy.extend(w for w in ray_workers(process) if w.cmdline()[0].endswith(".run")) or busy, process
+    )
+    busy[0].suspend()
+    return busy[0]
+
+
+HUNG = ("--set", "federation.engine=simulation", "--set", "federation.minimum=1", "--set", "federation.round_timeout=4",
+        "--set", "training.steps=40", "--set", "training.rounds=2")  # fmt: skip
+
+
+def test_a_worker_that_hangs_delays_no_end(recipe_file, tmp_path):
+    run = tmp_path / "run"
+    process = helpers.start("train", recipe_file, "--out", run, *HUNG)
+    worker = hang_one(process, run)
+    family = helpers.family(process)
+    out, err = helpers.ended(process, 120)
+    assert process.returncode == 0, err + out
+    assert "no answer within 4 s" in err and helpers.rounds(run) == 2 and (run / "report.html").exists()
+    assert worker in family and not helpers.gone(family)
+
+
+def test_one_ctrl_c_ends_a_run_with_a_worker_that_hangs(recipe_file, tmp_path):
+    run = tmp_path / "run"
+    process = helpers.start("train", recipe_file, "--out", run, *HUNG, "--set", "federation.round_timeout=3000")
+    hang_one(process, run)
+    family = helpers.family(process)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = helpers.ended(process, 60)
+    assert process.returncode == 130, err
+    assert "Stopped by the user; the score of the base model is saved, and no round yet. Go on with" in err
+    assert not helpers.gone(family)

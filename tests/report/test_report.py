@@ -58,6 +58,27 @@ def test_bytes_are_those_of_the_ledger(done):
     assert sum(silo.bytes_up for silo in figures.silos) == total + hello
 
 
+def test_every_message_is_counted_for_a_silo_in_the_live_view_as_in_the_final_one(make_recipe, tmp_path):
+    """The hello goes to a node whose silo is not known yet; a run that is gone on with counts what was sent before."""
+    table, out = LiveTable(Console(file=io.StringIO())), tmp_path / "run"
+
+    def stop(event):
+        if event.kind == "answered":
+            raise silotune.Interrupted("stopped")
+
+    with pytest.raises(silotune.Interrupted):
+        silotune.train(make_recipe(), out=out, watch=stop)
+    run = silotune.train(make_recipe(), resume=out, watch=table)
+    ledger, figures = list(run.folder.ledger()), gather(run.folder)
+    for direction in ("up", "down"):
+        total = sum(entry["bytes"] for entry in ledger if entry["direction"] == direction)
+        assert sum(getattr(silo, f"bytes_{direction}") for silo in figures.silos) == total
+    for silo in figures.silos:
+        assert (table._state.traffic.up(silo.name), table._state.traffic.down(silo.name)) == (
+            silo.bytes_up, silo.bytes_down,
+        )  # fmt: skip
+
+
 def test_names_and_text_are_escaped_in_the_page(make_recipe, tmp_path):
     write_silo(tmp_path / "odd" / "<b>&$x$", 4, 0, extra="<script>alert(1)</script>")
     write_silo(tmp_path / "odd" / "plain", 4, 9)
@@ -100,8 +121,9 @@ EVENTS = [
     Event("round", {"round": 0, "evaluation": {"loss": 2.5}, "e_agg": None, "seconds": 1.0}),
     Event("round_start", {"round": 1, "cohort": ["ash"]}),
     Event("asked", {"silo": "ash", "round": 1}),
-    Event("answered", {"silo": "ash", "round": 1, "steps": 2, "loss": 1.5, "tokens": 30, "seconds": 2.0, "bytes_up": 1000,
-                       "bytes_down": 2000}),
+    Event("message", {"direction": "down", "silo": "ash", "kind": "train", "round": 1, "bytes": 2000, "node": 7}),
+    Event("message", {"direction": "up", "silo": "ash", "kind": "train", "round": 1, "bytes": 1000, "node": 7}),
+    Event("answered", {"silo": "ash", "round": 1, "steps": 2, "loss": 1.5, "tokens": 30, "seconds": 2.0}),
     Event("left_out", {"silo": "birch", "reason": "evil \x1b[31m"}),
     Event("round", {"round": 1, "evaluation": None, "e_agg": 0.25, "seconds": 3.0}),
     Event("finishing"),

@@ -3,14 +3,18 @@
 Imports no torch: a deployed silo starts a process for every message, and some messages need none.
 """
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from silotune.federation.client import answer, guarded, silo_of
+from silotune.data.silos import SiloConfig
+from silotune.federation.client import SCRATCH_VARIABLE, answer, guarded, silo_of
 from silotune.federation.messages import content, envelope, ledger_entry
+from silotune.federation.progress import Progress, require_going
 from silotune.privacy import ledger
 from silotune.wire.envelope import Envelope, Kind
 
@@ -19,19 +23,41 @@ MOST_BYTES = 8 << 30
 
 
 def handle(message: Message, context: Context, kind: Kind) -> Message:
-    """Answer a message of Flower's; every failure is an answer too."""
+    """Answer a message of Flower's; every failure is an answer too.
+
+    Every answer stands in the silo's own ledger, if it keeps one; what cannot be entered there does not leave.
+    """
+    known: list[SiloConfig] = []
 
     def work() -> Envelope:
+        if scratch := os.environ.get(SCRATCH_VARIABLE):
+            require_going(Path(scratch))
         silo = silo_of(context.node_config)
+        known.append(silo)
         request = envelope(message, "down", kind, MOST_BYTES)
-        reply = answer(request, silo)
-        if silo.ledger is not None:
-            outgoing = Message(content(reply), reply_to=message)
-            round_ = int(request.fields.get("round", 0))
-            ledger.append(silo.ledger, ledger_entry(reply, outgoing, silo.files.name, round_))
-        return reply
+        Progress(silo.scratch, silo.files.name, int(request.fields.get("round", 0)), kind).still_wanted()
+        return answer(request, silo)
 
-    return Message(content(guarded(kind, work)), reply_to=message)
+    reply = guarded(kind, work)
+    book, name = (known[0].ledger, known[0].files.name) if known else _book_of(context)
+    if book is not None:
+        reply = guarded(kind, lambda: _entered(reply, message, book, name))
+    return Message(content(reply), reply_to=message)
+
+
+def _entered(reply: Envelope, message: Message, book: Path, name: str) -> Envelope:
+    round_ = message.metadata.group_id
+    entry = ledger_entry(
+        reply, Message(content(reply), reply_to=message), name, int(round_ if round_.isdecimal() else 0)
+    )
+    ledger.append(book, entry)
+    return reply
+
+
+def _book_of(context: Context) -> tuple[Path | None, str]:
+    """The ledger and name of a silo whose configuration cannot be used, as far as it gives them."""
+    book, name = context.node_config.get("ledger"), context.node_config.get("silo")
+    return Path(book) if isinstance(book, str) else None, name if isinstance(name, str) else "this silo"
 
 
 client_app = ClientApp()

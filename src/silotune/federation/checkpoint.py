@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,31 +15,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from silotune.algorithms.interface import ServerState
+from silotune.atomic import sync
 from silotune.errors import RunError
 from silotune.federation.run import RunFolder
+from silotune.wire.profile import Profile
 
 KEEP = 2
 """How many rounds' states stay."""
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What a silo said of itself when it joined."""
-
-    silo: str
-    fingerprint: str
-    base_bytes: int
-    train_rows: int
-    train_tokens: int
-    train_loss_tokens: int
-    train_cut: int
-    test_rows: int
-    test_loss_tokens: int
-    test_cut: int
-    text_bytes: int
-    threads: int
-    version: str
 
 
 @dataclass(frozen=True)
@@ -53,8 +37,13 @@ class Saved:
 
 
 def save(run: RunFolder, saved: Saved) -> None:
-    """Write the state of a round: whole or not at all, and on the disk before it has its name."""
+    """Write the state of a round: whole or not at all, and on the disk before it has its name.
+
+    The metrics that it refers to are on the disk before it.
+    """
     run.states.mkdir(exist_ok=True)
+    if run.metrics_file.exists():
+        sync(run.metrics_file)
     target = run.states / f"round-{saved.state.round:04d}"
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=run.states))
     tensors = {f"adapter/{name}": value for name, value in saved.state.adapter.items()}
@@ -68,23 +57,21 @@ def save(run: RunFolder, saved: Saved) -> None:
     }
     (unfinished / "state.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
     for path in (*unfinished.iterdir(), unfinished):
-        _sync(path)
+        sync(path)
     if target.exists():
         shutil.rmtree(target)
     unfinished.rename(target)
-    _sync(run.states)
+    sync(run.states)
     for old in _rounds(run)[:-KEEP]:
         shutil.rmtree(old)
 
 
 def latest(run: RunFolder) -> Saved | None:
-    """The last state that was saved, or None. Sweeps up what an interrupted save has left.
+    """The last state that was saved, or None.
 
     Raises:
         RunError: a state is there but cannot be read.
     """
-    for leftover in run.states.glob(".unfinished-*"):
-        shutil.rmtree(leftover)
     rounds = _rounds(run)
     if not rounds:
         return None
@@ -104,9 +91,33 @@ def latest(run: RunFolder) -> Saved | None:
 
 
 def rewind(run: RunFolder, saved: Saved | None) -> None:
-    """Cut metrics.jsonl back to the saved state. The ledger keeps every message that was ever sent."""
-    if run.metrics_file.exists():
-        os.truncate(run.metrics_file, saved.metrics_bytes if saved else 0)
+    """Cut metrics.jsonl back to the saved state, and sweep up what an interrupted save has left.
+
+    The ledger keeps every message that was ever sent.
+
+    Raises:
+        RunError: metrics.jsonl has lost lines of rounds that count.
+    """
+    for leftover in run.states.glob(".unfinished-*"):
+        shutil.rmtree(leftover)
+    expected, found = saved.metrics_bytes if saved else 0, metrics_bytes(run)
+    if found < expected:
+        assert saved is not None
+        raise RunError(
+            f"{run.metrics_file}: has {found} bytes, and {expected} when round {saved.state.round} was saved: lines of "
+            "rounds that count are lost. Put the whole file back, or start a new run."
+        )
+    if found:
+        os.truncate(run.metrics_file, expected)
+
+
+def reached(run: RunFolder) -> str:
+    """What is saved, in words for a message that tells why a run does not go on."""
+    rounds = _rounds(run)
+    if not rounds:
+        return "no round is saved yet"
+    last = _number(rounds[-1])
+    return f"round {last} is saved" if last else "the score of the base model is saved, and no round yet"
 
 
 def metrics_bytes(run: RunFolder) -> int:
@@ -119,12 +130,10 @@ def _below(prefix: str, tensors: Mapping[str, NDArray[np.float32]]) -> dict[str,
 
 
 def _rounds(run: RunFolder) -> list[Path]:
-    return sorted(run.states.glob("round-*"), key=lambda path: int(path.name.removeprefix("round-")))
+    """Folders of saved rounds in order; what has another name is not ours."""
+    named = (path for path in run.states.glob("round-*") if re.fullmatch(r"round-[0-9]{4,}", path.name))
+    return sorted((path for path in named if path.is_dir()), key=_number)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix("round-"))

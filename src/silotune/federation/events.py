@@ -11,7 +11,8 @@ from typing import Any
 class Event:
     """One thing that happened.
 
-    Kinds: `start`, `joined`, `round_start`, `asked`, `answered`, `left_out`, `round`, `saved`, `finishing`.
+    Kinds: `run`, `leaks`, `start`, `message` (a line of the ledger), `joined`, `round_start`, `asked`, `answered`,
+    `left_out`, `round` (it is saved), `finishing`.
     """
 
     kind: str

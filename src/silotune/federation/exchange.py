@@ -2,22 +2,27 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from silotune.errors import AdmissionError, Interrupted
-from silotune.federation.events import Venue
+from silotune.federation import checkpoint
+from silotune.federation.events import Event, Venue
 from silotune.federation.messages import TYPES, content, envelope, ledger_entry, refused_entry
+from silotune.federation.progress import call_off
 from silotune.federation.run import RunFolder
 from silotune.privacy import ledger
-from silotune.wire.envelope import Envelope
+from silotune.privacy.ledger import Entry
+from silotune.wire.envelope import Envelope, shown
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
 """Seconds between two looks for answers: short at first and after each answer, then longer."""
-
+KEPT = 12 * 3600.0
+"""Seconds that Flower keeps a message beyond its deadline, for answers that come late and clocks that jump."""
 
 ERRORS = {
     ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "the silo's app could not be loaded",
@@ -41,6 +46,22 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A message that is under way."""
+
+    node: int
+    name: str
+    """Of the silo; empty where it is not known yet."""
+    request: Envelope
+    round: int
+    bytes: int
+    seconds: float
+    """To wait for the answer."""
+    until: float
+    """The same on the monotonic clock."""
+
+
+@dataclass(frozen=True)
 class Line:
     """The way to the silos."""
 
@@ -49,6 +70,10 @@ class Line:
     venue: Venue
     most_bytes: int
     """Of an answer's array."""
+    in_turn: bool = False
+    """Whether silos answer one after another, in this process, while their answers are looked for."""
+    late: dict[str, Asked] = field(default_factory=dict)
+    """Messages that nobody waits for any more, by identifier."""
 
 
 def exchange(
@@ -56,64 +81,127 @@ def exchange(
 ) -> Iterator[Answer]:
     """Send each node its request and yield every node's answer or problem, in the order of arrival.
 
-    Nodes are asked in the order of `requests`. A node that has not answered after `seconds` yields a problem; its
-    answer, should it come later, is never looked at.
+    Nodes are asked in the order of `requests`. A node that has not answered after `seconds` yields a problem, its work
+    is called off where it can be, and its answer, should it come later, is entered in the ledger but not used. Where
+    silos answer in turn, the time of each counts for it alone, as if they all worked at once, and none is cut short.
 
     Raises:
         Interrupted: the user asked to stop.
     """
-    waiting, sent = _send(line, requests, names, round_)
-    yield from (Answer(node, None, "the message could not be sent", 0, 0) for node in requests.keys() - sent.keys())
-    deadline = time.monotonic() + seconds
+    waiting = send(line, requests, names, round_, seconds)
+    sent = {asked.node for asked in waiting.values()}
+    yield from (not_sent(node) for node in requests if node not in sent)
     pause = FIRST_PAUSE
-    while waiting and time.monotonic() < deadline:
-        arrived = list(line.grid.pull_messages(list(waiting)))
-        if line.venue.stop.is_set():
-            raise Interrupted("Stopped by the user; the last round is saved.")
-        for reply in arrived:
-            node = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if node is not None:
-                yield _open(line, reply, requests[node], node, names.get(node, ""), round_, sent[node])
-        pause = FIRST_PAUSE if arrived else min(pause * 1.5, LONGEST_PAUSE)
-        if waiting and not arrived:
-            time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
-    for node in waiting.values():
-        yield Answer(node, None, f"no answer within {seconds:g} s", sent[node], 0)
+    try:
+        while waiting:
+            answers = look(line, waiting) + overdue(line, waiting)
+            require_going(line)
+            yield from answers
+            pause = FIRST_PAUSE if answers else min(pause * 1.5, LONGEST_PAUSE)
+            if waiting and not answers:
+                time.sleep(pause)
+    finally:
+        line.late.update(waiting)
 
 
-def _send(
-    line: Line, requests: Mapping[int, Envelope], names: Mapping[int, str], round_: int
-) -> tuple[dict[str, int], dict[int, int]]:
-    """Push the requests; return message id to node, and node to bytes sent."""
-    waiting: dict[str, int] = {}
-    sent: dict[int, int] = {}
+def require_going(line: Line) -> None:
+    """Raise `Interrupted` if the user has asked to stop."""
+    if line.venue.stop.is_set():
+        raise Interrupted(f"Stopped by the user; {checkpoint.reached(line.run)}.")
+
+
+def send(
+    line: Line, requests: Mapping[int, Envelope], names: Mapping[int, str], round_: int, seconds: float
+) -> dict[str, Asked]:
+    """Push the requests; return what is under way by Flower's identifiers. A node that is missing was not reached."""
+    waiting: dict[str, Asked] = {}
     for node, request in requests.items():
-        message = Message(content(request), node, TYPES[request.kind], group_id=str(round_))
-        entry = ledger_entry(request, message, names.get(node, f"node {node}"), round_)
+        name = names.get(node, "")
+        message = Message(content(request), node, TYPES[request.kind], group_id=str(round_), ttl=seconds + KEPT)
+        entry = replace(ledger_entry(request, message, name or unnamed(node), round_), node=node)
         # Once each: identical contents are stored once by Flower, and a refusal concerns this node alone.
         for identifier in line.grid.push_messages([message]):
             if identifier:
-                waiting[identifier] = node
-                sent[node] = entry.bytes
-                ledger.append(line.run.ledger_file, entry)
-    return waiting, sent
+                until = time.monotonic() + seconds
+                waiting[identifier] = Asked(node, name, request, round_, entry.bytes, seconds, until)
+                _book(line, entry)
+    return waiting
 
 
-def _open(line: Line, reply: Message, request: Envelope, node: int, name: str, round_: int, sent: int) -> Answer:
+def not_sent(node: int) -> Answer:
+    """What is known of a node that was not reached."""
+    return Answer(node, None, "the message could not be sent", 0, 0)
+
+
+def unnamed(node: int) -> str:
+    """What to call a node whose silo is not known yet."""
+    return f"node {node}"
+
+
+def look(line: Line, waiting: dict[str, Asked]) -> list[Answer]:
+    """Take the answers that have arrived out of `waiting`; those that came too late are entered in the ledger only."""
+    began = time.monotonic()
+    replies = list(line.grid.pull_messages([*waiting, *line.late]))
+    took = time.monotonic() - began if line.in_turn else 0.0
+    answers = []
+    for reply in replies:
+        identifier = reply.metadata.reply_to_message_id
+        if (asked := waiting.pop(identifier, None)) is not None:
+            in_time = took <= asked.seconds
+            answer = _open(line, reply, asked, late=not in_time)
+            answers.append(answer if in_time else replace(answer, content=None, problem=_too_late(asked)))
+        elif (asked := line.late.pop(identifier, None)) is not None:
+            _open(line, reply, asked, late=True)
+    return answers
+
+
+def overdue(line: Line, waiting: dict[str, Asked]) -> list[Answer]:
+    """Take out of `waiting` what has not been answered in time, and call it off."""
+    if line.in_turn:
+        return []
+    now = time.monotonic()
+    over = {identifier: asked for identifier, asked in waiting.items() if asked.until <= now}
+    for identifier, asked in over.items():
+        line.late[identifier] = waiting.pop(identifier)
+        if line.venue.scratch is not None and asked.name:
+            call_off(line.venue.scratch, asked.name, asked.round, asked.request.kind)
+    return [Answer(asked.node, None, _too_late(asked), asked.bytes, 0) for asked in over.values()]
+
+
+def enter_late(line: Line) -> None:
+    """Enter what has come too late so far. The end of a run does not depend on it: nothing is raised."""
+    if not line.in_turn:  # there it would be answered now
+        with suppress(Exception):
+            look(line, {})
+
+
+def _too_late(asked: Asked) -> str:
+    return f"no answer within {asked.seconds:g} s"
+
+
+def _open(line: Line, reply: Message, asked: Asked, late: bool) -> Answer:
+    """Enter an answer in the ledger and say what it is."""
     if reply.has_error():
-        return Answer(node, None, _error_text(reply), sent, 0)
+        return Answer(asked.node, None, _error_text(reply), asked.bytes, 0)
+    kind, name = asked.request.kind, asked.name or unnamed(asked.node)
     try:
-        opened = envelope(reply, "up", request.kind, line.most_bytes)
+        opened = envelope(reply, "up", kind, line.most_bytes)
+        name = asked.name or shown(str(opened.fields.get("silo", name)))[:64]
+        entry, problem = ledger_entry(opened, reply, name, asked.round), opened.failure
     except AdmissionError as error:
-        refused = refused_entry(reply, request.kind, name or f"node {node}", round_, str(error))
-        ledger.append(line.run.ledger_file, refused)
-        return Answer(node, None, str(error), sent, refused.bytes)
-    name = name or str(opened.fields.get("silo", f"node {node}"))[:64]
-    entry = ledger_entry(opened, reply, name, round_)
+        problem = shown(str(error))
+        entry = refused_entry(reply, kind, name, asked.round, problem)
+    _book(line, replace(entry, node=asked.node, late=late))
+    return Answer(asked.node, opened if problem is None else None, problem, asked.bytes, entry.bytes)
+
+
+def _book(line: Line, entry: Entry) -> None:
+    """Enter a message in the ledger, and tell whoever watches."""
     ledger.append(line.run.ledger_file, entry)
-    if opened.failure is not None:
-        return Answer(node, None, opened.failure, sent, entry.bytes)
-    return Answer(node, opened, None, sent, entry.bytes)
+    line.venue.watch(Event("message", {
+        "direction": entry.direction, "silo": entry.silo, "kind": entry.kind, "round": entry.round,
+        "bytes": entry.bytes, "node": entry.node, "late": entry.late,
+    }))  # fmt: skip
 
 
 def _error_text(reply: Message) -> str:

@@ -1,6 +1,10 @@
 """The inline engine: Flower's own apps in this process, one silo after another.
 
 The oracle of the tests, and the quickest way on a small machine: no process is started.
+
+Silos answer in turn, and a deadline counts for each by itself, from the start of its own work: a silo is late here if
+it would be late on the simulation engine with a worker for every silo. It is not cut short there and then: its
+answer is thrown away when it comes.
 """
 
 import itertools

@@ -1,16 +1,17 @@
 """Progress of a silo's work and the wish to stop, through a folder on one machine.
 
 Flower has no way to tell how far a message is. A simulation's workers write a small file each into a folder that
-the screen reads; a file `stop` there asks them to end at their next step. Nothing of it crosses a network: a
-deployed silo has no such folder.
+the screen reads; a file `stop` there asks them to end at their next step, and one named after a silo's work asks
+for the end of that work alone. Nothing of it crosses a network: a deployed silo has no such folder.
 """
 
+import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from silotune.errors import Interrupted
+from silotune import atomic
+from silotune.errors import Interrupted, SilotuneError
 
 STOP = "stop"
 
@@ -28,16 +29,27 @@ class Progress:
         """Show how far the work is.
 
         Raises:
-            Interrupted: the user asked to stop.
+            Interrupted: the run stops.
+            SilotuneError: this work has been called off.
         """
         if self.folder is None:
             return
-        if (self.folder / STOP).exists():
-            raise Interrupted("stopped by the user")
+        self.still_wanted()
         state = {"silo": self.silo, "round": self.round, "kind": self.kind, **figures}
-        unfinished = self.folder / f".{os.getpid()}"
-        unfinished.write_text(json.dumps(state), encoding="utf-8")
-        unfinished.replace(self.folder / f"{self.silo}.json")
+        atomic.write_text(self.folder / f"{_short(self.silo)}.json", json.dumps(state), durable=False)
+
+    def still_wanted(self) -> None:
+        """Go on only if somebody waits for the result.
+
+        Raises:
+            Interrupted: the run stops.
+            SilotuneError: this work has been called off.
+        """
+        if self.folder is None:
+            return
+        require_going(self.folder)
+        if _called_off(self.folder, self.silo, self.round, self.kind).exists():
+            raise SilotuneError("called off: it was not done in time")
 
 
 def read_progress(folder: Path) -> dict[str, dict[str, float]]:
@@ -50,6 +62,26 @@ def read_progress(folder: Path) -> dict[str, dict[str, float]]:
             continue  # being replaced, or gone
         states[str(state["silo"])] = state
     return states
+
+
+def require_going(folder: Path) -> None:
+    """Raise `Interrupted` if all work that belongs to a folder has been asked to end."""
+    if (folder / STOP).exists():
+        raise Interrupted("stopped by the user")
+
+
+def call_off(folder: Path, silo: str, round_: int, kind: str) -> None:
+    """Ask one piece of work to end at its next step, or not to begin."""
+    _called_off(folder, silo, round_, kind).touch()
+
+
+def _called_off(folder: Path, silo: str, round_: int, kind: str) -> Path:
+    return folder / f"off-{kind}-{round_}-{_short(silo)}"
+
+
+def _short(silo: str) -> str:
+    """A silo's name as part of a file's name, whatever characters it has."""
+    return hashlib.sha256(silo.encode()).hexdigest()[:24]
 
 
 def ask_to_stop(folder: Path) -> None:

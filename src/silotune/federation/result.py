@@ -20,7 +20,9 @@ def adapter_spec(recipe: Recipe) -> AdapterSpec:
 
 
 def write_adapter(run: RunFolder, recipe: Recipe, adapter: AdapterState) -> None:
-    """Write `adapter/`, whole or not at all; one that is there is replaced."""
+    """Write `adapter/`, whole or not at all; one that is there is replaced, and what a kill has left is removed."""
+    for leftover in run.path.glob(".adapter-*"):
+        shutil.rmtree(leftover)
     skeleton = base.load_skeleton(base.locate(recipe.model.base))
     config = lora.peft_config(skeleton, recipe.lora)
     unfinished = Path(tempfile.mkdtemp(prefix=".adapter-", dir=run.path))

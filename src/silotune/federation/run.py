@@ -14,11 +14,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from silotune import atomic
 from silotune.errors import RunError
-from silotune.privacy.ledger import append_line
+from silotune.privacy.ledger import append_line, read_lines
 from silotune.recipe import check_recipe, difference, dump_recipe, load_recipe
 from silotune.settings import Recipe
 
+UNFINISHED = ".unfinished"
+"""Below a run's folder while it is being made."""
 PACKAGES = ("silotune", "flwr", "ray", "torch", "transformers", "peft", "numpy", "safetensors", "tokenizers")
 
 
@@ -80,16 +83,11 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl."""
-        if not self.metrics_file.exists():
-            return []
-        return [json.loads(line) for line in self.metrics_file.read_text(encoding="utf-8").splitlines()]
+        return list(read_lines(self.metrics_file))
 
     def ledger(self) -> Iterator[dict[str, Any]]:
         """All lines of ledger.jsonl, in order."""
-        if self.ledger_file.exists():
-            with self.ledger_file.open(encoding="utf-8") as stream:
-                for line in stream:
-                    yield json.loads(line)
+        return read_lines(self.ledger_file)
 
     def environment(self) -> dict[str, Any]:
         """What environment.json says."""
@@ -117,17 +115,34 @@ def create(recipe: Recipe, path: Path) -> RunFolder:
         RunError: something is there already.
     """
     run = RunFolder(path.resolve())
-    if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+    if not _free(run):
         raise RunError(f"{path}: exists already. Choose another --out, or go on with --resume {path}.")
     try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        run.environment_file.write_text(json.dumps(describe_environment(recipe), indent=2) + "\n", encoding="utf-8")
-        unfinished = run.path / ".recipe.toml"
-        unfinished.write_text(dump_recipe(recipe), encoding="utf-8")
-        unfinished.replace(run.recipe_file)
+        unfinished = run.path / UNFINISHED
+        unfinished.mkdir(parents=True, exist_ok=True)
+        environment = json.dumps(describe_environment(recipe), indent=2) + "\n"
+        atomic.write_text(unfinished / run.environment_file.name, environment)
+        atomic.write_text(unfinished / run.recipe_file.name, dump_recipe(recipe))
+        for file in (run.environment_file, run.recipe_file):
+            (unfinished / file.name).replace(file)
+        shutil.rmtree(unfinished)
+        atomic.sync(run.path)
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror}).") from None
     return run
+
+
+def _free(run: RunFolder) -> bool:
+    """Whether a run may be made here: nothing is here, or what a `create` that was cut short has left.
+
+    The recipe comes last: with it the folder is a run.
+    """
+    if not run.path.exists():
+        return True
+    if not run.path.is_dir():
+        return False
+    names = {entry.name for entry in run.path.iterdir()}
+    return not names or (UNFINISHED in names and names <= {UNFINISHED, run.environment_file.name})
 
 
 def reopen(path: Path, recipe: Recipe | None) -> RunFolder:
@@ -146,6 +161,7 @@ def reopen(path: Path, recipe: Recipe | None) -> RunFolder:
         changes = difference(before, check_recipe(recipe.model_dump(exclude_none=True), "recipe"))
         if changes:
             raise RunError(f"{path}: was run with another recipe: {'; '.join(changes)}. Start a new run instead.")
+    shutil.rmtree(run.path / UNFINISHED, ignore_errors=True)
     return run
 
 

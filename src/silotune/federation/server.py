@@ -16,9 +16,10 @@ from silotune.algorithms.interface import Aggregate, Cohort, Contribution, Serve
 from silotune.data.seeds import derive
 from silotune.errors import AdmissionError, FederationError
 from silotune.federation import checkpoint
-from silotune.federation.checkpoint import Profile, Saved
+from silotune.federation.checkpoint import Saved
 from silotune.federation.events import Venue
-from silotune.federation.exchange import Answer, Line, exchange
+from silotune.federation.exchange import Answer, Line, enter_late, exchange
+from silotune.federation.inline import InlineGrid
 from silotune.federation.members import Federation, assemble
 from silotune.federation.metrics import figures, round_line, silo_line
 from silotune.federation.run import RunFolder
@@ -26,7 +27,8 @@ from silotune.model.adapter import AdapterSpec, AdapterState, initial_adapter
 from silotune.model.base import public_name
 from silotune.settings import Job, Recipe
 from silotune.wire import manifest
-from silotune.wire.envelope import Envelope, Kind
+from silotune.wire.envelope import Envelope, Kind, shown
+from silotune.wire.profile import Profile
 
 
 def federate(grid: Grid, recipe: Recipe, run: RunFolder, venue: Venue, spec: AdapterSpec) -> ServerState:
@@ -42,19 +44,31 @@ def federate(grid: Grid, recipe: Recipe, run: RunFolder, venue: Venue, spec: Ada
     Raises:
         FederationError: too few silos; what was reached is saved.
         Interrupted: the user asked to stop; what was reached is saved.
-        RunError: the silos hold other data or another base than when the run began.
+        RunError: silos hold other data or another base than when the run that is resumed began.
+        ModelError: the silos do not agree on a base.
     """
     saved = checkpoint.latest(run)
     checkpoint.rewind(run, saved)
+    profiles = dict(saved.profiles) if saved else {}
+    # An update of the right size, and as much again: a wrong one is then refused for what it is.
+    line = Line(grid, run, venue, most_bytes=8 * spec.size, in_turn=isinstance(grid, InlineGrid))
     federation = Federation(
-        # An update of the right size, and as much again: a wrong one is then refused for what it is.
-        Line(grid, run, venue, most_bytes=8 * spec.size), recipe, run, venue, spec,
-        algorithms.find(recipe.federation.algorithm), _job(recipe).model_dump_json(),
-        profiles=dict(saved.profiles) if saved else {},
+        line, recipe, run, venue, spec, algorithms.find(recipe.federation.algorithm), _job(recipe).model_dump_json(),
+        resumed=saved is not None, profiles=profiles,
+        base=next((profile.fingerprint for profile in profiles.values()), None),
     )  # fmt: skip
+    try:
+        return _run(federation, saved)
+    finally:
+        line.late.update(federation.hellos)
+        enter_late(line)
+
+
+def _run(federation: Federation, saved: Saved | None) -> ServerState:
+    recipe, spec = federation.recipe, federation.spec
     federation.tell("start", rounds=recipe.training.rounds, done=saved.state.round if saved else 0,
                     parameters=spec.size, adapter_bytes=4 * spec.size)  # fmt: skip
-    assemble(federation, max(venue.expected, recipe.federation.minimum), recipe.federation.join_timeout)
+    assemble(federation, max(federation.venue.expected, recipe.federation.minimum), recipe.federation.join_timeout)
     if saved is None:
         state = federation.algorithm.init(initial_adapter(spec, derive(recipe.seed, "adapter")))
         _finish_round(federation, state, None, {}, time.monotonic())
@@ -125,11 +139,11 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
         why = "; ".join(f"{name}: {line['reason']}" for name, line in sorted(lines.items()) if line["reason"])
         raise FederationError(
             f"round {round_}: {arrived} of {len(names)} updates could be used, federation.minimum asks for "
-            f"{settings.minimum} ({why}). Round {state.round} is saved."
+            f"{settings.minimum} ({why}); {checkpoint.reached(federation.run)}."
         )
     after = federation.algorithm.apply(state, aggregate, settings)
     if not all(np.isfinite(value).all() for value in after.adapter.values()):
-        raise FederationError(f"round {round_}: the new adapter is not finite. Round {state.round} is saved.")
+        raise FederationError(f"round {round_}: the new adapter is not finite; {checkpoint.reached(federation.run)}.")
     _finish_round(federation, after, aggregate, lines, began)
     return after
 
@@ -158,8 +172,9 @@ def _contributions(
                             bytes_down=answer.bytes_down)  # fmt: skip
             yield contribution
         except AdmissionError as error:
-            lines[name] = line | {"status": "left out", "reason": str(error)}
-            federation.tell("left_out", silo=name, round=state.round + 1, reason=str(error))
+            reason = shown(str(error))
+            lines[name] = line | {"status": "left out", "reason": reason}
+            federation.tell("left_out", silo=name, round=state.round + 1, reason=reason)
 
 
 def _with_adapter(federation: Federation, kind: Kind, round_: int, adapter: AdapterState) -> Envelope:
@@ -180,6 +195,8 @@ def _admit(federation: Federation, name: str, weight: int, answer: Answer) -> Co
         raise AdmissionError(f"it says it holds {fields['examples']} rows, and {profile.train_rows} when it joined")
     if not fields["steps"] or not fields["loss_tokens"]:
         raise AdmissionError("it trained on nothing")
+    if int(fields["loss_tokens"]) > int(fields["tokens"]):
+        raise AdmissionError("it trained on more response tokens than tokens")
     assert answer.content.vector is not None and answer.content.manifest is not None
     return Contribution(name, manifest.unpack(answer.content.vector, answer.content.manifest, federation.spec), weight)
 
@@ -227,15 +244,19 @@ def _evaluate(federation: Federation, state: ServerState, lines: dict[str, dict[
         try:
             line["evaluation"] = _score(federation, name, answer)
         except AdmissionError as error:
-            line["reason"] = line["reason"] or f"evaluation: {error}"
-            federation.tell("left_out", silo=name, round=state.round, reason=f"evaluation: {error}")
+            reason = shown(f"evaluation: {error}")
+            line["reason"] = line["reason"] or reason
+            federation.tell("left_out", silo=name, round=state.round, reason=reason)
         lines[name] = line
 
 
 def _score(federation: Federation, name: str, answer: Answer) -> dict[str, Any]:
     if answer.content is None:
         raise AdmissionError(answer.problem or "no answer")
-    fields = answer.content.fields
-    if fields["tokens"] != federation.profiles[name].test_loss_tokens:
+    fields, profile = answer.content.fields, federation.profiles[name]
+    rows, tokens, correct = int(fields["rows"]), int(fields["tokens"]), int(fields["correct"])
+    if (rows, tokens) != (profile.test_rows, profile.test_loss_tokens):
         raise AdmissionError("it scored other rows than it announced when it joined")
-    return figures(float(fields["loss"]), int(fields["tokens"]), int(fields["correct"])) | {"rows": fields["rows"]}
+    if correct > tokens:
+        raise AdmissionError(f"it says that {correct} of {tokens} tokens were right")
+    return figures(float(fields["loss"]), tokens, correct) | {"rows": rows}

@@ -3,10 +3,15 @@
 Flower's only backend is Ray. A cluster is started for the run alone, in a folder of its own, and ends with it. A
 worker that dies (killed, out of memory) is started anew and its message answered again: local training is a
 function of the message and the silo's rows, so the run's result stays the same to the bit.
+
+A silo that did not answer in time is called off: its work ends at its next step, and where it had not begun yet it
+never does, so that it does not stand before the next round's. A worker that hangs between two steps keeps its slot
+until the run ends; then it is ended too.
 """
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +23,18 @@ from silotune.errors import FederationError
 from silotune.federation.client import SCRATCH_VARIABLE, SILOS_VARIABLE
 from silotune.federation.events import Venue
 from silotune.federation.local import Crew
-from silotune.federation.reaper import reaped
+from silotune.federation.progress import ask_to_stop
+from silotune.federation.reaper import end_workers, reaped
 
 OBJECT_STORE_BYTES = 512 << 20
 """Shared memory of Ray for messages under way."""
 RESTARTS = 3
 """How often a message is answered again after its worker died."""
+LAST_STEP = 5.0
+"""Seconds for workers to come to their next step when the run is over; those that do not are ended."""
+LONGEST_SOCKET = 103
+"""Bytes of a socket's path at most, on every system."""
+RAYS_PART = len("/sr-12345678/session_2026-01-01_00-00-00_123456_1234567/sockets/plasma_store.12")
 
 
 def run_simulation(
@@ -49,7 +60,7 @@ def run_simulation(
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
-    ray_folder = Path(tempfile.mkdtemp(prefix="sr-"))  # short: Ray puts sockets below it, whose paths are bounded
+    ray_folder = _ray_folder()
     try:
         with reaped(ray_folder, venue.scratch):
             _run(serve, client_app, crew, venue, ray_folder)
@@ -61,6 +72,13 @@ def run_simulation(
                 os.environ[name] = value
 
 
+def _ray_folder() -> Path:
+    """A folder for Ray, which puts sockets below it: where the usual place has too long a path, in /tmp."""
+    usual = Path(tempfile.gettempdir()).resolve()
+    short = len(os.fsencode(usual)) + RAYS_PART <= LONGEST_SOCKET
+    return Path(tempfile.mkdtemp(prefix="sr-", dir=usual if short else "/tmp")).resolve()
+
+
 def _run(serve: Callable[[Grid], None], client_app: ClientApp, crew: Crew, venue: Venue, ray_folder: Path) -> None:
     import flwr.simulation
 
@@ -68,6 +86,7 @@ def _run(serve: Callable[[Grid], None], client_app: ClientApp, crew: Crew, venue
 
     outcome: list[BaseException] = []
     served: list[bool] = []
+    over = threading.Event()
 
     def serve_and_keep(grid: Grid) -> None:
         try:
@@ -75,6 +94,8 @@ def _run(serve: Callable[[Grid], None], client_app: ClientApp, crew: Crew, venue
             served.append(True)
         except BaseException as error:
             outcome.append(error)
+        finally:
+            threading.Thread(target=_end_work, args=(over, venue, ray_folder), daemon=True).start()
 
     try:
         flwr.simulation.run_simulation(
@@ -84,15 +105,25 @@ def _run(serve: Callable[[Grid], None], client_app: ClientApp, crew: Crew, venue
             backend_config={"init_args": _ray(crew, ray_folder), "client_resources": _share(crew)},
         )
     except Exception as error:
-        venue.stop.set()  # the server's thread must not wait for silos that cannot come
-        if not outcome:
+        if not served and not outcome:
+            venue.stop.set()  # the server's thread must not wait for silos that cannot come
             raise FederationError(
                 f"Flower's simulation engine broke down ({type(error).__name__}); see the log."
             ) from error
+    finally:
+        over.set()
     if outcome:
         raise outcome[0]
     if not served:
         raise FederationError("Flower's simulation engine ended before the run did; see the log.")
+
+
+def _end_work(over: threading.Event, venue: Venue, ray_folder: Path) -> None:
+    """Bring the engine to its end: it waits for whatever its workers do, and nobody wants that any more."""
+    if venue.scratch is not None:
+        ask_to_stop(venue.scratch)
+    while not over.wait(LAST_STEP):
+        end_workers(ray_folder)
 
 
 def _ray(crew: Crew, folder: Path) -> dict[str, Any]:

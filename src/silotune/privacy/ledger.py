@@ -1,11 +1,17 @@
-"""The ledger: a line for every message, as it was serialised, appended and never rewritten."""
+"""The ledger: a line for every message, as it was serialised, appended and never rewritten.
+
+The server's has what it sent, when it was sent, and what it received, when it looked: an answer that came after its
+deadline is entered as late, if Flower still has it when the server next looks (with the next messages, or when the
+run ends). One that came later still left its silo and is not in the server's ledger; it is in the silo's own.
+"""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from silotune.wire.envelope import Direction, Scalar
 
@@ -27,6 +33,10 @@ class Entry:
     """Of the whole message as serialised, names and manifest included."""
     sha256: str
     """Of its serialised content."""
+    node: int | None = None
+    """Flower's number of the silo's node, where the server knows it: the silo's name may not be known yet."""
+    late: bool = False
+    """Came after its deadline and was not used."""
 
 
 def append(path: Path, entry: Entry) -> None:
@@ -41,6 +51,8 @@ def append(path: Path, entry: Entry) -> None:
             "bytes": entry.bytes,
             "dtype": entry.dtype,
             "sha256": entry.sha256,
+            "node": entry.node,
+            "late": entry.late,
             "fields": dict(entry.fields),
             "tensors": [[name, list(shape)] for name, shape in entry.tensors],
         },
@@ -50,9 +62,23 @@ def append(path: Path, entry: Entry) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a file with a single write."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    """Append one line to a file with a single write; a line that a crash of the machine tore before is ended first."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(descriptor, (line + "\n").encode("utf-8"))
+        size = os.fstat(descriptor).st_size
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        os.write(descriptor, ("\n" * torn + line + "\n").encode("utf-8"))
     finally:
         os.close(descriptor)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """All lines of a file that `append_line` wrote, in order; torn ones are passed over, a missing file is empty."""
+    if not path.exists():
+        return
+    with path.open("rb") as stream:
+        for line in stream:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue

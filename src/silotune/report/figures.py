@@ -1,5 +1,6 @@
 """What a run's files add up to: the figures that the card, the page and the demo tell."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,18 +56,43 @@ class RunFigures:
         return {line["round"]: line["evaluation"] for line in self.rounds if line["evaluation"]}
 
 
+class Traffic:
+    """Bytes from and to each silo, from lines of the ledger in their order.
+
+    What goes to a node before its silo has said its name is added to that silo's when it has.
+    """
+
+    def __init__(self) -> None:
+        """Nothing has been sent yet."""
+        self.messages = 0
+        self._bytes: dict[tuple[str, str], int] = defaultdict(int)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Count one message."""
+        self.messages += 1
+        self._bytes[line["silo"], line["direction"]] += line["bytes"]
+        before = f"node {line.get('node')}"
+        if before != line["silo"]:
+            for direction in ("up", "down"):
+                self._bytes[line["silo"], direction] += self._bytes.pop((before, direction), 0)
+
+    def up(self, silo: str) -> int:
+        """Bytes that left a silo."""
+        return self._bytes.get((silo, "up"), 0)
+
+    def down(self, silo: str) -> int:
+        """Bytes that were sent to a silo."""
+        return self._bytes.get((silo, "down"), 0)
+
+
 def gather(run: RunFolder) -> RunFigures:
     """Add up a run's metrics and ledger."""
     lines = run.metrics()
     saved = latest(run)
     profiles = saved.profiles if saved else {}
-    up: dict[str, int] = dict.fromkeys(profiles, 0)
-    down: dict[str, int] = dict.fromkeys(profiles, 0)
-    messages = 0
+    traffic = Traffic()
     for entry in run.ledger():
-        messages += 1
-        side = up if entry["direction"] == "up" else down
-        side[entry["silo"]] = side.get(entry["silo"], 0) + entry["bytes"]
+        traffic.add(entry)
     silos = []
     for name, profile in sorted(profiles.items()):
         own = [line for line in lines if line["silo"] == name]
@@ -80,13 +106,13 @@ def gather(run: RunFolder) -> RunFigures:
                 losses={line["round"]: line["evaluation"]["loss"] for line in own if line["evaluation"]},
                 accuracies={line["round"]: line["evaluation"]["token_accuracy"] for line in own if line["evaluation"]},
                 train_losses={line["round"]: line["train"]["loss"] for line in own if line["train"]},
-                bytes_up=up[name],
-                bytes_down=down[name],
+                bytes_up=traffic.up(name),
+                bytes_down=traffic.down(name),
                 left_out=[(line["round"], line["reason"]) for line in own if line["status"] != "ok"],
             )
         )
     base_bytes = max((profile.base_bytes for profile in profiles.values()), default=0)
-    return RunFigures(silos, [line for line in lines if line["silo"] is None], base_bytes, messages)
+    return RunFigures(silos, [line for line in lines if line["silo"] is None], base_bytes, traffic.messages)
 
 
 def human_bytes(count: float) -> str:

@@ -15,7 +15,9 @@ from rich.text import Text
 from silotune.data.files import printable
 from silotune.federation.events import Event
 from silotune.federation.progress import read_progress
-from silotune.report.figures import human_bytes
+from silotune.federation.run import RunFolder
+from silotune.privacy.ledger import read_lines
+from silotune.report.figures import Traffic, human_bytes
 
 
 class JsonLines:
@@ -38,8 +40,6 @@ class _Silo:
     loss: float | None = None
     held_out: float | None = None
     rate: float | None = None
-    up: int = 0
-    down: int = 0
 
 
 @dataclass
@@ -53,6 +53,7 @@ class _State:
     first_round: float | None = None
     note: str = "starting"
     silos: dict[str, _Silo] = field(default_factory=dict)
+    traffic: Traffic = field(default_factory=Traffic)
     left_out: list[str] = field(default_factory=list)
 
 
@@ -121,6 +122,11 @@ class LiveTable:
     def _on_run(self, fields: dict[str, Any]) -> None:
         self._state.scratch = Path(fields["scratch"])
         self._state.note = "loading the base model at the silos"
+        for line in read_lines(RunFolder(Path(fields["path"])).ledger_file):  # of a run that is gone on with
+            self._state.traffic.add(line)
+
+    def _on_message(self, fields: dict[str, Any]) -> None:
+        self._state.traffic.add(fields)
 
     def _on_start(self, fields: dict[str, Any]) -> None:
         self._state.rounds = fields["rounds"]
@@ -140,8 +146,6 @@ class LiveTable:
         silo = self._state.silos.setdefault(fields["silo"], _Silo())
         silo.status, silo.loss = "done", fields["loss"]
         silo.rate = fields["tokens"] / max(fields["seconds"], 1e-9)
-        silo.up += fields["bytes_up"]
-        silo.down += fields["bytes_down"]
 
     def _on_left_out(self, fields: dict[str, Any]) -> None:
         self._state.silos.setdefault(str(fields["silo"]), _Silo()).status = "left out"
@@ -179,7 +183,7 @@ class LiveTable:
             step, loss, status = f"{now['step']}/{now['steps']}", now["loss"], "training"
             rate = now["tokens"] / max(now["seconds"], 1e-9)
         speed, shown_loss = f"{rate:.0f}" if rate else "", f"{loss:.3f}" if loss is not None else ""
-        down, up = human_bytes(silo.down), human_bytes(silo.up)
+        down, up = human_bytes(self._state.traffic.down(name)), human_bytes(self._state.traffic.up(name))
         table.add_row(Text(printable(name)), step, speed, shown_loss, down, up, status)
 
     def _left(self) -> str:

@@ -9,14 +9,16 @@ A silo that cannot answer sends the one field `failure`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from silotune.data.files import printable
 from silotune.errors import AdmissionError
 from silotune.wire.manifest import Manifest
+from silotune.wire.profile import Profile
 
 Scalar = str | int | float
 Kind = Literal["hello", "train", "evaluate"]
@@ -24,26 +26,14 @@ Direction = Literal["down", "up"]
 
 SCHEMA = 1
 MAX_TEXT = 1 << 16
+MAX_REASON = 500
+"""Characters of a failure's reason."""
 
 DECLARED: Mapping[tuple[Direction, Kind], Mapping[str, type]] = {
     ("down", "hello"): {"job": str},
     ("down", "train"): {"job": str, "round": int},
     ("down", "evaluate"): {"job": str, "round": int},
-    ("up", "hello"): {
-        "silo": str,
-        "fingerprint": str,
-        "base_bytes": int,
-        "train_rows": int,
-        "train_tokens": int,
-        "train_loss_tokens": int,
-        "train_cut": int,
-        "test_rows": int,
-        "test_loss_tokens": int,
-        "test_cut": int,
-        "text_bytes": int,
-        "threads": int,
-        "version": str,
-    },
+    ("up", "hello"): {each.name: cast(type, each.type) for each in fields(Profile)},
     ("up", "train"): {
         "steps": int,
         "loss": float,
@@ -71,8 +61,11 @@ class Envelope:
 
     def __post_init__(self) -> None:
         if set(self.fields) == {"failure"} and self.direction == "up":
-            if self.vector is not None or not isinstance(self.fields["failure"], str):
+            reason = self.fields["failure"]
+            if self.vector is not None or not isinstance(reason, str):
                 raise AdmissionError("a failure carries its reason and nothing else")
+            if len(reason) > MAX_REASON:
+                raise AdmissionError(f"a failure's reason has {len(reason)} characters, at most {MAX_REASON} are taken")
             return
         declared = DECLARED[self.direction, self.kind]
         if set(self.fields) != set(declared):
@@ -88,6 +81,8 @@ class Envelope:
                 raise AdmissionError(f"field {name} is out of range")
             if isinstance(value, float) and not np.isfinite(value):
                 raise AdmissionError(f"field {name} is not finite")
+            if isinstance(value, float) and not 0 <= value < 2**53:
+                raise AdmissionError(f"field {name} is out of range")
         if ((self.direction, self.kind) in CARRIES_ADAPTER) != (self.vector is not None):
             raise AdmissionError(
                 f"{self.kind} {self.direction} must carry {'no' if self.vector is not None else 'an'} adapter"
@@ -97,11 +92,17 @@ class Envelope:
 
     @property
     def failure(self) -> str | None:
-        """Why the silo could not answer, or None."""
+        """Why the silo could not answer, as it may be shown, or None."""
         reason = self.fields.get("failure")
-        return str(reason)[:500] if reason is not None else None
+        return shown(str(reason)) if reason is not None else None
 
 
 def failure(kind: Kind, reason: str) -> Envelope:
     """A silo's answer that says why there is none."""
-    return Envelope("up", kind, {"failure": reason[:500]})
+    return Envelope("up", kind, {"failure": shown(reason)})
+
+
+def shown(reason: str) -> str:
+    """A reason of bounded length in which nothing plays with a terminal; what was cut off is marked."""
+    text = printable(reason[: MAX_REASON + 1])
+    return text if len(text) <= MAX_REASON else text[: MAX_REASON - 4] + " ..."

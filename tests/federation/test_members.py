@@ -1,0 +1,187 @@
+"""Silos that come, go, come back, hesitate and fail while a federation goes on, as on the members' machines."""
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from tests.federation.helpers import Network, client_app, serve
+
+from silotune.errors import FederationError, RunError
+from silotune.federation import local
+from silotune.federation.messages import FIELDS
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """The server's clock: it goes on while the server waits."""
+    now = [0.0]
+    for module in ("exchange", "members"):
+        monkeypatch.setattr(f"silotune.federation.{module}.time.monotonic", lambda: now[0])
+        monkeypatch.setattr(f"silotune.federation.{module}.time.sleep", lambda s: now.__setitem__(0, now[0] + s))
+    return now
+
+
+class Story:
+    """What happened, and a chance to do something when it does."""
+
+    def __init__(self, grid):
+        self.events, self.grid, self.then = [], grid, {}
+
+    def __call__(self, event):
+        self.events.append(event)
+        if act := self.then.pop((event.kind, event.fields.get("round")), None):
+            act()
+
+    def all(self, kind, *names):
+        return [tuple(event.fields.get(name) for name in names) for event in self.events if event.kind == kind]
+
+
+def network(recipe, change=lambda *_: None):
+    """Nodes 1, 2 and 3 for the silos ash, birch and cedar, and what happens on it."""
+    grid = Network(client_app(change), local.muster(recipe).silos)
+    return grid, Story(grid)
+
+
+def is_hello(message):
+    return message.metadata.message_type == "query"
+
+
+@pytest.fixture
+def recipe(make_recipe):
+    return make_recipe(training={"rounds": 4, "steps": 1}, federation={"minimum": 2, "round_timeout": 60.0})
+
+
+def test_a_silo_that_is_started_again_takes_part_again(recipe, tmp_path):
+    """Its new node comes while Flower still lists the old one, which holds its name."""
+    grid, story = network(recipe)
+    grid.as_asked[4] = 2
+
+    def started_again():
+        grid.here.add(4)
+
+    story.then = {("round", 1): started_again, ("round", 2): lambda: grid.here.discard(2)}
+    grid.slow = lambda message: message.metadata.dst_node_id == 2 and 4 in grid.here  # the old one is dead
+    serve(grid, recipe, tmp_path / "run", 3, story)
+    assert story.all("joined", "silo") == [("ash",), ("birch",), ("cedar",), ("birch",)]
+    assert ("node 4", "a silo called 'birch' is here already") in story.all("left_out", "silo", "reason")
+    assert story.all("round_start", "round", "cohort")[-1] == (4, ["ash", "birch", "cedar"])
+
+
+def test_a_hello_that_failed_is_tried_again_after_a_while_and_told_once(recipe, tmp_path, clock):
+    hellos = []
+
+    def change(request, reply, silo):
+        if is_hello(request) and silo == "cedar":
+            hellos.append(clock[0])
+            return Message(Error(ErrorCode.CLIENT_APP_CRASHED, ""), reply_to=request) if len(hellos) < 3 else None
+        return None
+
+    grid, story = network(recipe, change)
+    serve(grid, recipe, tmp_path / "run", 3, story)
+    assert len(hellos) == 3 and 5 <= hellos[1] < 10 <= hellos[2] - hellos[1] < 20
+    assert story.all("left_out", "silo", "reason") == [
+        ("node 3", f"the silo's process died (Flower error {ErrorCode.CLIENT_APP_CRASHED})")
+    ]
+    assert len(story.all("joined")) == 3 and story.all("round_start", "cohort")[0] == (["ash", "birch", "cedar"],)
+
+
+def test_a_silo_that_comes_back_with_other_rows_is_left_out_and_the_others_go_on(recipe, tmp_path):
+    def change(request, reply, silo):
+        if is_hello(request) and request.metadata.dst_node_id == 4:
+            fields = dict(reply.content[FIELDS]) | {"train_rows": 77}
+            return Message(RecordDict({FIELDS: ConfigRecord(fields)}), reply_to=request)
+        return None
+
+    grid, story = network(recipe, change)
+    grid.as_asked[4] = 2
+    story.then = {("round", 1): lambda: grid.here.symmetric_difference_update({2, 4})}
+    folder = serve(grid, recipe, tmp_path / "run", 3, story)
+    said = ("birch", "it holds other rows or another base model than when it joined first")
+    assert said in story.all("left_out", "silo", "reason")
+    assert [line["silos"] for line in folder.metrics() if line["silo"] is None] == [0, 3, 2, 2, 2]
+
+
+def test_at_the_start_of_a_resumed_run_other_rows_are_refused_for_all(recipe, tmp_path):
+    grid, story = network(recipe)
+    story.then = {("round", 1): grid.here.clear}
+    with pytest.raises(FederationError, match=r"0 silos are here, federation\.minimum asks for 2; round 1 is saved"):
+        serve(grid, recipe, tmp_path / "run", 3, story)
+
+    def change(request, reply, silo):
+        if is_hello(request) and silo == "birch":
+            fields = dict(reply.content[FIELDS]) | {"train_rows": 77}
+            return Message(RecordDict({FIELDS: ConfigRecord(fields)}), reply_to=request)
+        return None
+
+    grid, story = network(recipe, change)
+    with pytest.raises(RunError, match="'birch' holds other rows"):
+        serve(grid, recipe, tmp_path / "run", 3, story)
+
+
+def test_a_new_node_that_hesitates_keeps_nobody_waiting(recipe, tmp_path, clock):
+    grid, story = network(recipe)
+    grid.here.discard(3)
+    came = []
+
+    def comes():
+        grid.here.add(3)
+        came.append(clock[0])
+
+    story.then = {("round", 1): comes, ("round", 3): lambda: setattr(grid, "slow", lambda _: False)}
+    grid.slow = lambda message: is_hello(message) and message.metadata.dst_node_id == 3
+    serve(grid, recipe, tmp_path / "run", 2, story)
+    assert clock[0] - came[0] < 1
+    assert [cohort for (cohort,) in story.all("round_start", "cohort")] == [["ash", "birch"]] * 3 + [
+        ["ash", "birch", "cedar"]
+    ]
+
+
+def test_a_tie_of_base_models_waits_for_whoever_has_been_asked(recipe, tmp_path, clock):
+    def change(request, reply, silo):
+        if not is_hello(request):
+            return None
+        fields = dict(reply.content[FIELDS]) | {"fingerprint": "wrong" if silo == "ash" else "right"}
+        return Message(RecordDict({FIELDS: ConfigRecord(fields)}), reply_to=request)
+
+    grid, story = network(recipe, change)
+    grid.slow = lambda message: is_hello(message) and message.metadata.dst_node_id == 3 and clock[0] < 100
+    serve(grid, recipe, tmp_path / "run", 2, story)
+    assert story.all("left_out", "silo", "reason") == [
+        ("ash", "its base model is not the one that 'birch', 'cedar' hold")
+    ]
+    assert story.all("round_start", "cohort")[0] == (["birch", "cedar"],)
+
+
+def test_late_answers_are_entered_as_late_and_not_used(recipe, tmp_path):
+    grid, story = network(recipe)
+
+    def slow(message):
+        return message.metadata.message_type == "train" and message.metadata.dst_node_id == 2 and late()
+
+    def late():
+        return not [1 for (round_,) in story.all("round_start", "round") if round_ == 2]
+
+    grid.slow = slow
+    folder = serve(grid, recipe, tmp_path / "run", 3, story)
+    assert story.all("left_out", "silo", "reason", "round") == [("birch", "no answer within 60 s", 1)]
+    entries = [(entry["round"], entry["late"]) for entry in folder.ledger()
+               if entry["silo"] == "birch" and entry["kind"] == "train" and entry["direction"] == "up"]  # fmt: skip
+    assert sorted(entries) == [(1, True), (2, False), (3, False), (4, False)]
+    assert [line["silos"] for line in folder.metrics() if line["silo"] is None] == [0, 2, 3, 3, 3]
+
+
+def test_what_comes_after_the_last_round_is_entered_too(make_recipe, tmp_path):
+    recipe = make_recipe(training={"rounds": 1, "steps": 1}, federation={"round_timeout": 60.0})
+    grid, story = network(recipe)
+    grid.slow = lambda m: (
+        m.metadata.message_type == "train" and m.metadata.dst_node_id == 2 and not story.all("round")[1:]
+    )
+    folder = serve(grid, recipe, tmp_path / "run", 3, story)
+    assert [entry["silo"] for entry in folder.ledger() if entry["late"]] == ["birch"]
+
+
+def test_flower_keeps_messages_longer_than_the_server_waits(make_recipe, tmp_path):
+    day = 86_400.0
+    recipe = make_recipe(training={"rounds": 1, "steps": 1}, federation={"round_timeout": day, "join_timeout": 2 * day})
+    grid, story = network(recipe)
+    serve(grid, recipe, tmp_path / "run", 3, story)
+    assert {m.metadata.ttl > (2 if is_hello(m) else 1) * day for m in grid.sent} == {True}
