@@ -7,7 +7,10 @@ import pytest
 
 import silotune
 from silotune import cli
+from silotune.federation import local as federation_local
+from silotune.model.base import locate, public_name, published_name
 from silotune.recipe import dump_recipe
+from silotune.report.live import lines_for
 from silotune.settings import DataSettings
 
 
@@ -290,3 +293,23 @@ def test_a_pool_is_dealt_out_and_trained(call, recipe_file, tmp_path, tiny_base)
 def test_help_is_quick_and_names_every_command(call):
     code, out, _ = call("--help")
     assert code == 0 and all(name in out for name in ("train", "demo", "init", "check", "generate", "chat", "report"))
+
+
+def test_a_run_that_goes_on_with_other_threads_says_so(make_recipe, tmp_path, monkeypatch):
+    recipe = make_recipe(federation={"threads": None})
+    monkeypatch.setattr(federation_local, "cores", lambda: 1)
+    silotune.train(recipe, out=tmp_path / "run")
+    events = []
+    monkeypatch.setattr(federation_local, "cores", lambda: 2)
+    silotune.train(resume=tmp_path / "run", watch=events.append)
+    (told,) = [event for event in events if event.kind == "threads"]
+    assert told.fields == {"before": [1], "now": 2} and "1 threads a silo and goes on with 2" in lines_for(told)[0]
+
+
+def test_a_folder_of_the_same_name_is_not_taken_for_an_embedded_or_hub_base(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("smollm2-135m", "owner"):
+        (tmp_path / name / "model").mkdir(parents=True)
+    assert public_name("smollm2-135m") == "smollm2-135m" and public_name("owner/model") == "owner/model"
+    assert locate("owner/model") == "owner/model"
+    assert published_name("smollm2-135m") == "HuggingFaceTB/SmolLM2-135M-Instruct" and published_name("/a/b") == "b"

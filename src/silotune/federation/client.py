@@ -29,6 +29,7 @@ from silotune.recipe import check_recipe, load_recipe
 from silotune.settings import HUB, Job
 from silotune.wire import manifest
 from silotune.wire.envelope import Envelope, Kind, Scalar, failure
+from silotune.wire.profile import Profile
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def _from_node(node_config: Mapping[str, Any]) -> SiloConfig:
     settings = check_recipe(_sections(given), "node configuration")
     return SiloConfig(
         files=files,
-        base=given.get("base"),
+        base=_own_place(given.get("base")),
         holdout=settings.data.holdout if "holdout" in given else None,
         reading=reading_of(settings.data),
         drop_leaks=settings.data.drop_leaks,
@@ -96,6 +97,11 @@ def _from_node(node_config: Mapping[str, Any]) -> SiloConfig:
         threads=settings.federation.threads or 0,
         ledger=Path(given["ledger"]) if "ledger" in given else None,
     )
+
+
+def _own_place(base: str | None) -> str | None:
+    """Where a node's base lies, as a whole path where it is one."""
+    return str(Path(base).absolute()) if base and Path(base).exists() else base
 
 
 def _sections(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -201,22 +207,22 @@ def _base(job: Job, silo: SiloConfig) -> str:
 def _hello(request: Envelope, silo: SiloConfig) -> Envelope:
     work = _prepare(request, silo)
     train, test = work.corpus.train, work.corpus.test
-    fields: dict[str, Scalar] = {
-        "silo": silo.files.name,
-        "fingerprint": work.tuner.fingerprint,
-        "base_bytes": work.tuner.base_bytes,
-        "train_rows": len(train),
-        "train_tokens": train.tokens,
-        "train_loss_tokens": train.loss_tokens,
-        "train_cut": train.cut,
-        "test_rows": len(test),
-        "test_loss_tokens": test.loss_tokens,
-        "test_cut": test.cut,
-        "text_bytes": train.text_bytes + test.text_bytes,
-        "threads": silo.threads or cores(),
-        "version": silotune.__version__,
-    }
-    return Envelope("up", "hello", fields)
+    profile = Profile(
+        silo=silo.files.name,
+        fingerprint=work.tuner.fingerprint,
+        base_bytes=work.tuner.base_bytes,
+        train_rows=len(train),
+        train_tokens=train.tokens,
+        train_loss_tokens=train.loss_tokens,
+        train_cut=train.cut,
+        test_rows=len(test),
+        test_loss_tokens=test.loss_tokens,
+        test_cut=test.cut,
+        text_bytes=train.text_bytes + test.text_bytes,
+        threads=silo.threads or cores(),
+        version=silotune.__version__,
+    )
+    return Envelope("up", "hello", asdict(profile))
 
 
 def _received(request: Envelope, work: _Work) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def write_adapter(run: RunFolder, recipe: Recipe, adapter: AdapterState) -> None
     config = lora.peft_config(skeleton, recipe.lora)
     unfinished = Path(tempfile.mkdtemp(prefix=".adapter-", dir=run.path))
     unfinished.chmod(0o755)
-    lora.save(adapter, config, unfinished, base.public_name(recipe.model.base))
+    lora.save(adapter, config, unfinished, base.published_name(recipe.model.base))
     if run.adapter.exists():
         shutil.rmtree(run.adapter)
     unfinished.rename(run.adapter)

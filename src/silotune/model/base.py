@@ -63,7 +63,14 @@ def _has_bitsandbytes() -> bool:
 
 def public_name(base: str) -> str:
     """What a job may say of a base: its embedded name or hub id, never a path."""
-    return LOCAL if Path(base).exists() or looks_like_path(base) else base
+    return LOCAL if looks_like_path(base) else base
+
+
+def published_name(base: str) -> str:
+    """What an adapter and its card call a base: a hub id where there is one, else the name of its folder or file."""
+    if base == embedded.NAME:
+        return embedded.HUB_ID
+    return Path(base).name if looks_like_path(base) else base
 
 
 def locate(base: str) -> str:
@@ -76,6 +83,8 @@ def locate(base: str) -> str:
     """
     if base == embedded.NAME:
         return str(embedded.embedded(base))
+    if not looks_like_path(base):
+        return base
     path = Path(base).expanduser()
     if path.is_file():
         return str(gguf.converted(path))
@@ -83,9 +92,7 @@ def locate(base: str) -> str:
         if not (path / "config.json").is_file():
             raise ModelError(f"model.base: {path} holds no config.json, so it is no model in Hugging Face format.")
         return str(path)
-    if looks_like_path(base):
-        raise ModelError(f"model.base: {base}: no such file or folder.")
-    return base
+    raise ModelError(f"model.base: {base}: no such file or folder.")
 
 
 def load_tokenizer(location: str) -> Any:

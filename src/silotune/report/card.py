@@ -1,6 +1,8 @@
 """The model card of a run's adapter (README.md beside the weights)."""
 
+from silotune import atomic
 from silotune.federation.run import RunFolder
+from silotune.model.base import published_name
 from silotune.report.figures import gather
 from silotune.report.render import environment
 
@@ -10,8 +12,11 @@ def write(run: RunFolder) -> None:
     text = (
         environment()
         .get_template("card.md.j2")
-        .render(recipe=run.recipe(), figures=gather(run), environment=run.environment())
+        .render(
+            recipe=run.recipe(),
+            base=published_name(run.recipe().model.base),
+            figures=gather(run),
+            environment=run.environment(),
+        )
     )
-    unfinished = run.adapter / ".README.md"
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(run.adapter / "README.md")
+    atomic.write_text(run.adapter / "README.md", text)

@@ -54,7 +54,11 @@ class _State:
     note: str = "starting"
     silos: dict[str, _Silo] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
-    left_out: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+REMARKS = ("leaks", "threads", "left_out")
+"""Events that stay in sight below the table."""
 
 
 def lines_for(event: Event) -> list[str]:
@@ -67,6 +71,12 @@ def lines_for(event: Event) -> list[str]:
         return [
             f"silo {printable(fields['silo'])}: {fields['exact']} test rows also stand in training text, "
             f"{fields['near']} more nearly ({what})"
+        ]
+    if event.kind == "threads":
+        before = " or ".join(map(str, fields["before"]))
+        return [
+            f"the run began with {before} threads a silo and goes on with {fields['now']}: the last bits will differ "
+            "from those of a run that was not interrupted"
         ]
     if event.kind == "joined":
         name, rows, tested = printable(fields["silo"]), fields["train_rows"], fields["test_rows"]
@@ -115,6 +125,8 @@ class LiveTable:
         handler: Callable[[dict[str, Any]], None] | None = getattr(self, f"_on_{event.kind}", None)
         if handler:
             handler(dict(event.fields))
+        if event.kind in REMARKS:
+            self._state.remarks += lines_for(event)
         if not self._live:
             for line in lines_for(event):
                 self._console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -149,7 +161,6 @@ class LiveTable:
 
     def _on_left_out(self, fields: dict[str, Any]) -> None:
         self._state.silos.setdefault(str(fields["silo"]), _Silo()).status = "left out"
-        self._state.left_out.append(f"{printable(fields['silo'])}: {printable(fields['reason'])}")
 
     def _on_round(self, fields: dict[str, Any]) -> None:
         self._state.done = fields["round"]
@@ -173,9 +184,7 @@ class LiveTable:
         title = (
             f"round {state.round}/{state.rounds}  {_clock(time.monotonic() - state.began)}{self._left()}  {state.note}"
         )
-        return Group(
-            Text(title, style="bold"), table, *(Text(f"left out: {line}", style="red") for line in state.left_out[-5:])
-        )
+        return Group(Text(title, style="bold"), table, *(Text(line, style="red") for line in state.remarks[-5:]))
 
     def _row(self, table: Table, name: str, silo: _Silo, now: dict[str, Any]) -> None:
         step, rate, loss, status = "", silo.rate, silo.loss, silo.status

@@ -2,6 +2,7 @@
 
 from markupsafe import Markup
 
+from silotune import atomic
 from silotune.federation.run import RunFolder
 from silotune.recipe import dump_recipe, without_folders
 from silotune.report import plots, samples
@@ -25,6 +26,4 @@ def write(run: RunFolder) -> None:
             bytes_plot=Markup(plots.bytes_by_silo(figures)),
         )
     )
-    unfinished = run.path / ".report.html"
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(run.report_file)
+    atomic.write_text(run.report_file, text)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from silotune import atomic
 from silotune.data.corpus import chosen_rows, counted_rows, first_test_rows, reading_of, silos_of
 from silotune.data.rows import Row, Turn
 from silotune.data.tokens import encode_beginning, encode_prompt
@@ -97,6 +98,4 @@ def write(folder: RunFolder) -> None:
             )
             found.append({"silo": files.name, "question": question, "reference": reference,
                           "base": base, "tuned": tuned})  # fmt: skip
-    unfinished = path(folder).with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
-    unfinished.replace(path(folder))
+    atomic.write_text(path(folder), json.dumps(found, indent=2, ensure_ascii=False))
