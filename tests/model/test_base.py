@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 import threading
 import time
 
@@ -57,6 +58,62 @@ def test_a_broken_folder_and_a_model_of_another_kind(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(ModelError, match="no causal language model"):
         base.load_skeleton(base.locate(str(tmp_path)))
+
+
+def config(**changes):
+    def change(folder):
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+def cut(name, size):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (config(hidden_size="many"), r"config\.json cannot be used .*expected int, got str"),
+        (config(num_attention_heads=0), r"config\.json cannot be used .*ZeroDivisionError"),
+        (config(dtype="float99"), r"config\.json cannot be used .*float99"),
+        (config(hidden_act="nothing"), "or are not those that config.json describes .*KeyError: 'nothing'"),
+        (config(hidden_size=64), "or are not those that config.json describes"),
+        (cut("config.json", 0), r"config\.json cannot be used"),
+        (cut("model.safetensors", -1000), "its weights cannot be loaded.*SafetensorError"),
+        (cut("model.safetensors", 4), "its weights cannot be loaded.*SafetensorError"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "its weights cannot be loaded.*no file named"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), r"its tokenizer cannot be loaded; tokenizer\.json"),
+        (cut("tokenizer.json", 2), "its tokenizer cannot be loaded"),
+    ],
+)
+def test_a_damaged_folder_is_told_in_one_line(tiny_base, tmp_path, damage, says):
+    folder = shutil.copytree(tiny_base, tmp_path / "m")
+    damage(folder)
+    with pytest.raises(ModelError, match=says) as error:
+        base.load_tokenizer(str(folder))
+        base.load_model(str(folder), base.place("cpu", "float32"))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_configuration_that_transformers_reads_but_cannot_build(tiny_base, tmp_path):
+    folder = shutil.copytree(tiny_base, tmp_path / "m")
+    config(hidden_act="nothing")(folder)
+    with pytest.raises(ModelError, match="no causal language model"):
+        base.load_skeleton(str(folder))
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [b"", b"\0" * 20, struct.pack("<IQQ", 3, 1, 1) + b"\xff" * 99, struct.pack("<IQQ", 3, 2**60, 2**60) + bytes(99)],
+)
+def test_a_gguf_file_with_garbage_in_it_is_told_in_one_line(tmp_path, rest):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + rest)
+    with pytest.raises(ModelError, match=r"x\.gguf: transformers cannot read this GGUF file") as error:
+        base.locate(str(tmp_path / "x.gguf"))
+    assert "\n" not in str(error.value)
+    assert not [path for path in (cache.home() / "models").iterdir() if path.is_dir()]
 
 
 def test_a_model_without_template_or_pad_token_gets_neither_a_new_token_nor_a_larger_embedding(tmp_path):

@@ -19,6 +19,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def in_a_line(error: Exception) -> str:
+    """What a library's error says, short and in one line; with its kind where that says more than the words."""
+    said = " ".join(str(error).split())[:200].rstrip(".")
+    return said if said and isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {said}".rstrip(": ")
+
+
 def converted(path: Path) -> Path:
     """Return a folder in Hugging Face format with the weights of a GGUF file in float32, from the cache if there.
 
@@ -47,8 +53,8 @@ def convert(path: Path, folder: Path) -> None:
                 path.parent, gguf_file=path.name, dtype=torch.float32
             )
             tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        except (ValueError, KeyError, OSError, NotImplementedError) as error:
-            raise ModelError(f"{path}: transformers cannot read this GGUF file ({error}).") from None
+        except Exception as error:  # a file that was cut off or is of a strange kind fails in many ways
+            raise ModelError(f"{path}: transformers cannot read this GGUF file ({in_a_line(error)}).") from None
         _forget_quantization(model)
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.save_pretrained(folder)
