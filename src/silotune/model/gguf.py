@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from silotune.cache import build_once
+from silotune.cache import build_once, kept
 from silotune.errors import ModelError
 
 
@@ -31,11 +31,26 @@ def converted(path: Path) -> Path:
     Raises:
         ModelError: the file is not GGUF, or of an architecture that transformers cannot read.
     """
-    with path.open("rb") as stream:
-        if stream.read(4) != b"GGUF":
-            raise ModelError(f"{path}: not a GGUF file. Give a GGUF file, a folder or a hub id.")
-    digest = sha256_of(path)
-    return build_once(f"models/gguf-{digest[:16]}", lambda folder: convert(path, folder))
+    try:
+        with path.open("rb") as stream:
+            magic = stream.read(4)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}).") from None
+    if magic != b"GGUF":
+        raise ModelError(f"{path}: not a GGUF file. Give a GGUF file, a folder or a hub id.")
+    return build_once(f"models/gguf-{_digest(path)[:16]}", lambda folder: convert(path, folder))
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, read once for all processes until the file changes: it may have many gigabytes."""
+    status = path.stat()
+    stamp = repr((str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino))
+    key = hashlib.sha256(stamp.encode()).hexdigest()[:32]
+
+    def note(folder: Path) -> None:
+        (folder / "sha256").write_text(sha256_of(path), encoding="utf-8")
+
+    return (kept("digests", key, note) / "sha256").read_text(encoding="utf-8")
 
 
 def convert(path: Path, folder: Path) -> None:
