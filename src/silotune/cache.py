@@ -1,6 +1,7 @@
 """Where silotune keeps what it has fetched, converted or worked out, whole or not at all."""
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -24,7 +25,7 @@ def build_once(name: str, build: Callable[[Path], None]) -> Path:
     """Return the cached folder `name`, built by `build(folder)` if it is not there.
 
     Safe when several processes start at once (one builds, the others wait) and when one is killed in the middle:
-    the folder takes its name only when it is whole.
+    the folder takes its name only when it is whole, and the next build removes what the killed one left.
     """
     target = home() / name
     if target.is_dir():
@@ -32,6 +33,7 @@ def build_once(name: str, build: Callable[[Path], None]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
+            _remove_leftovers(target)
             unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
             try:
                 build(unfinished)
@@ -39,6 +41,14 @@ def build_once(name: str, build: Callable[[Path], None]) -> Path:
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
     return target
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove the unfinished folders of builders that were killed: whoever holds the lock is the only builder."""
+    unfinished = re.compile(rf"\.{re.escape(target.name)}-[a-z0-9_]{{8}}")  # as `tempfile` names them
+    for entry in target.parent.iterdir():
+        if unfinished.fullmatch(entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def kept(room: str, key: str, build: Callable[[Path], None]) -> Path:

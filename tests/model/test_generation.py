@@ -5,6 +5,7 @@ import torch
 
 from silotune.data.rows import Turn
 from silotune.data.tokens import encode_prompt
+from silotune.errors import InputError
 from silotune.model import generation, lora
 from silotune.model.adapter import initial_adapter
 from silotune.model.base import place
@@ -106,3 +107,30 @@ def test_between_two_pieces_the_model_is_anybodys(resident):
     assert not torch.is_inference_mode_enabled()
     assert ask(resident, max_tokens=8) == tuned
     assert first + "".join(half) == ask(resident, True, max_tokens=8)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"temperature": float("nan")}, "temperature is nan; give a finite number"),
+        ({"temperature": float("inf")}, "temperature is inf; give a finite number"),
+        ({"temperature": -1.0}, "temperature is -1"),
+        ({"top_p": float("nan")}, "top_p is nan; give a share"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"seed": 2**64}, "seed is 18446744073709551616; give a number from 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+    ],
+)
+def test_sampling_that_cannot_be_meant_is_refused(wrong, says):
+    with pytest.raises(InputError, match=says):
+        Sampling(**wrong)
+
+
+def test_the_ends_of_what_may_be_asked_for(resident):
+    greedy = ask(resident, max_tokens=8)
+    for temperature in (1e-45, 1e-10, 9e-4):
+        assert ask(resident, max_tokens=8, temperature=temperature) == greedy
+    assert ask(resident, max_tokens=8, temperature=1e-3, seed=2**64 - 1) == greedy
+    assert ask(resident, max_tokens=8, temperature=1.0, top_p=0.0) == greedy
+    assert ask(resident, max_tokens=2, temperature=1e300)

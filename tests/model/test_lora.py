@@ -1,4 +1,4 @@
-"""LoRA on any causal language model: targets from the architecture, swapping by copy, PEFT's own file."""
+"""LoRA on a base model: layers, swapping by copy, PEFT's own file."""
 
 import json
 import subprocess
@@ -12,6 +12,7 @@ from silotune.errors import ModelError
 from silotune.model import lora
 from silotune.model.adapter import initial_adapter
 from silotune.model.base import load_model, load_skeleton, place
+from silotune.model.targets import target_modules
 from silotune.settings import LoraSettings
 
 CPU = place("cpu", "float32")
@@ -36,7 +37,7 @@ def llama():
 )
 def test_layers(layers, expected):
     model = llama()
-    found = lora.target_modules(model, LoraSettings(layers=layers))
+    found = target_modules(model, LoraSettings(layers=layers))
     assert {int(name.split(".")[2]) for name in found} == expected
     attached = lora.attach(model, LoraSettings(layers=layers))
     assert {int(name.split(".")[4]) for name, _ in lora.spec_of(attached).shapes} == expected
@@ -51,7 +52,7 @@ def test_layers(layers, expected):
 )
 def test_what_does_not_exist_is_refused(settings, says):
     with pytest.raises(ModelError, match=says):
-        lora.target_modules(llama(), LoraSettings(**settings))
+        target_modules(llama(), LoraSettings(**settings))
 
 
 def test_put_and_take_are_inverse_and_the_skeleton_knows_the_spec(tiny_base):

@@ -7,7 +7,7 @@ from tests.conftest import make_tokenizer
 from tests.data.helpers import example
 
 from silotune.data.batches import collate
-from silotune.model import lora
+from silotune.model import lora, targets
 from silotune.model.adapter import initial_adapter
 from silotune.model.base import place
 from silotune.model.tuner import tuner
@@ -15,7 +15,8 @@ from silotune.settings import LoraSettings
 from silotune.training import forward, kept
 from silotune.training.forward import Ways, loss_and_correct, start_is_shared, ways_of
 from silotune.training.kept import Keep, make_kept
-from silotune.training.loss import plain_logits, summed_loss, targets
+from silotune.training.loss import plain_logits, summed_loss
+from silotune.training.loss import targets as wanted_tokens
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 GROUPED = {**SMALL, "num_key_value_heads": 2}
@@ -60,7 +61,7 @@ def rows(shared=14, count=4):
 
 def blocks(tuned):
     causal = tuned.get_base_model()
-    return [causal.get_submodule(name) for (name,) in lora.blocks(causal)[0]]
+    return [causal.get_submodule(name) for (name,) in targets.blocks(causal)[0]]
 
 
 def measured(tuned, batch, ways):
@@ -68,7 +69,7 @@ def measured(tuned, batch, ways):
     tuned.zero_grad()
     if ways is None:
         logits = plain_logits(tuned, batch)
-        loss, correct = summed_loss(logits, batch), int((logits.argmax(-1) == targets(batch)).sum())
+        loss, correct = summed_loss(logits, batch), int((logits.argmax(-1) == wanted_tokens(batch)).sum())
     else:
         loss, _ = loss_and_correct(tuned, batch, ways)
         with torch.no_grad():

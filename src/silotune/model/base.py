@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from silotune.errors import ModelError
 from silotune.model import embedded, gguf
+from silotune.model.gguf import in_a_line
 from silotune.recipe import looks_like_path
 
 PLAIN_TEMPLATE = (
@@ -140,8 +141,16 @@ def load_skeleton(location: str) -> Any:
     with torch.device("meta"):
         try:
             return transformers.AutoModelForCausalLM.from_config(config)
-        except ValueError as error:
-            raise ModelError(f"model.base: {location} is no causal language model ({_first_line(error)}).") from None
+        except Exception as error:  # whatever a model's own code makes of a strange configuration
+            raise ModelError(f"model.base: {location} is no causal language model ({in_a_line(error)}).") from None
+
+
+PARTS = {
+    "AutoConfig": "config.json cannot be used",
+    "AutoTokenizer": "its tokenizer cannot be loaded; tokenizer.json and the like belong beside config.json",
+    "AutoModelForCausalLM": "its weights cannot be loaded, or are not those that config.json describes",
+}
+"""What it means that transformers cannot load something."""
 
 
 def _load(kind: str, location: str, **options: Any) -> Any:
@@ -152,16 +161,14 @@ def _load(kind: str, location: str, **options: Any) -> Any:
     local = Path(location).is_dir()
     try:
         return getattr(transformers, kind).from_pretrained(location, local_files_only=local, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # files that are wrong in any way: each library below has errors of its own
         if local:
-            raise ModelError(f"model.base: {location} cannot be loaded ({_first_line(error)}).") from None
+            if kind != "AutoConfig":
+                _load("AutoConfig", location)  # the other parts read it too: if it is wrong, that is what to say
+            raise ModelError(f"model.base: {location}: {PARTS[kind]} ({in_a_line(error)}).") from None
         raise ModelError(
             f"model.base: {location!r} is no embedded name, file or folder here, and could not be had from the "
-            f"Hugging Face hub ({_first_line(error)})."
+            f"Hugging Face hub ({in_a_line(error)})."
         ) from None
     finally:
         transformers.utils.logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

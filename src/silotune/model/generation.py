@@ -1,13 +1,18 @@
 """Text from the base or the tuned model: the training's own chat template, stopped at the end of the turn."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from silotune.errors import InputError
 from silotune.model import lora
 from silotune.model.adapter import AdapterState
+
+COLDEST = 1e-3
+"""Below this temperature the likeliest token has all the probability, and logits divided by it may overflow."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +22,26 @@ class Sampling:
     max_tokens: int = 200
     """Tokens of an answer at most."""
     temperature: float = 0.0
-    """0 takes the likeliest token each time."""
+    """0 takes the likeliest token each time, and so does anything below 0.001."""
     top_p: float = 1.0
     """Sample from the smallest set of tokens with this probability."""
     seed: int = 0
     """Of the sampling."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            InputError: naming the value.
+        """
+        if self.max_tokens < 1:
+            raise InputError(f"max_tokens is {self.max_tokens}; an answer needs at least 1.")
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise InputError(f"temperature is {self.temperature}; give a finite number of at least 0.")
+        if not 0 <= self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}; give a share of probability from 0 to 1.")
+        if not 0 <= self.seed < 2**64:
+            raise InputError(f"seed is {self.seed}; give a number from 0 to 2^64 - 1.")
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
@@ -105,7 +125,7 @@ def _stepper(tuned: Any, prompt: list[int]) -> Callable[[list[int]], Any]:
 def _choose(logits: Any, sampling: Sampling, generator: Any) -> int:
     import torch
 
-    if sampling.temperature <= 0:
+    if sampling.temperature < COLDEST:
         return int(logits.argmax())
     probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
     ordered, indices = probabilities.sort(descending=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from silotune.data.batches import Batch
-from silotune.model import lora
+from silotune.model import targets
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def make_kept(tuned: Any, keep: Keep) -> Kept | None:
     if keep.numbers == "off":
         return None
     causal = tuned.get_base_model()
-    stack, _ = lora.blocks(causal)
+    stack, _ = targets.blocks(causal)
     if any(len(parts) > 1 for parts in stack):
         return None
     blocks = [causal.get_submodule(name) for (name,) in stack]

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from silotune.errors import ModelError
-from silotune.model import lora
+from silotune.model import lora, targets
 from silotune.settings import LoraSettings
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 50, "pad_token_id": 0}
@@ -72,11 +72,11 @@ def skeleton_of(family, settings):
 def adapted(model, **settings):
     """How often each layer carries an adapter, by its name in its block; PEFT must adapt what was chosen and no more."""
     settings = LoraSettings(r=2, **settings)
-    chosen = lora.target_modules(model, settings)
+    chosen = targets.target_modules(model, settings)
     factors = lora.factors(lora.attach(model, settings))
     marks = {name.removeprefix("base_model.model.").removesuffix(".lora_A.weight") for name in factors}
     assert set(chosen) == {mark for mark in marks if not mark.endswith("lora_B.weight")}
-    blocks = {block: number for number, parts in enumerate(lora.blocks(model)[0]) for block in parts}
+    blocks = {block: number for number, parts in enumerate(targets.blocks(model)[0]) for block in parts}
     return Counter(
         next((name.removeprefix(block + ".") for block in blocks if name.startswith(block + ".")), name)
         for name in chosen
@@ -107,16 +107,16 @@ def test_a_list_inside_a_block_is_not_the_blocks():
     """Zamba2: blocks share a transformer with a list of small adapters of its own in its feed-forward."""
     model = skeleton_of("Zamba2", LLAMA | {"num_hidden_layers": 8, "num_key_value_heads": 4, "mamba_d_state": 4,
                         "mamba_ngroups": 1, "layers_block_type": ["mamba", "hybrid"] * 4, "num_mem_blocks": 1})  # fmt: skip
-    names, certain = lora.blocks(model)
+    names, certain = targets.blocks(model)
     assert certain and names == [(f"model.layers.{index}",) for index in range(8)]
-    assert {name.split(".")[-1] for name in lora.target_modules(model, LoraSettings())} == {f"{one}_proj" for one in "qkvo"}  # fmt: skip
+    assert {name.split(".")[-1] for name in targets.target_modules(model, LoraSettings())} == {f"{one}_proj" for one in "qkvo"}  # fmt: skip
 
 
 def test_of_several_towers_it_is_the_language_models():
     """Git: an image encoder with as many blocks as the text decoder."""
     vision = {"hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 48, "num_attention_heads": 4}
     model = skeleton_of("Git", SMALL | {"intermediate_size": 48, "vision_config": vision})
-    names, certain = lora.blocks(model)
+    names, certain = targets.blocks(model)
     assert certain and names == [(f"git.encoder.layer.{index}",) for index in range(4)]
 
 
@@ -133,24 +133,24 @@ def test_blocks_that_are_not_certain_are_not_needed_where_all_are_meant():
     settings = {"d_model": 32, "vocab_size": 50, "encoder_layers": 2, "decoder_layers": 4, "decoder_ffn_dim": 48,
                 "decoder_attention_heads": 4, "encoder_attention_heads": 4}  # fmt: skip
     model = skeleton_of("Blenderbot", settings)
-    assert not lora.blocks(model)[1] and len(lora.blocks(model)[0]) == 4
+    assert not targets.blocks(model)[1] and len(targets.blocks(model)[0]) == 4
     found = adapted(model, targets="all")
     assert found["self_attn.q_proj"] == found["fc1"] == 4 and "lm_head" not in found
     model = skeleton_of("Blenderbot", settings)
     model.model.decoder.layers = torch.nn.Sequential(*model.model.decoder.layers)
-    assert lora.blocks(model) == ([], False)
-    assert len(lora.target_modules(model, LoraSettings(targets=["fc1"]))) == 4
+    assert targets.blocks(model) == ([], False)
+    assert len(targets.target_modules(model, LoraSettings(targets=["fc1"]))) == 4
     with pytest.raises(ModelError, match=r"lora\.layers: the model has no list of blocks"):
-        lora.target_modules(model, LoraSettings(layers=[0]))
+        targets.target_modules(model, LoraSettings(layers=[0]))
 
 
 def test_a_model_without_attention_says_what_there_is():
     settings = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 50, "state_size": 4}
     with pytest.raises(ModelError, match=r"fits 'attention'. Name some of those that there are \(in_proj, x_proj\)"):
-        lora.target_modules(skeleton_of("Mamba", settings), LoraSettings())
+        targets.target_modules(skeleton_of("Mamba", settings), LoraSettings())
     assert adapted(skeleton_of("Mamba", settings), targets="all") == {"mixer.in_proj": 2, "mixer.x_proj": 2}
     with pytest.raises(ModelError, match="no linear layer 'out_proj' that PEFT adapts"):
-        lora.target_modules(skeleton_of("Mamba", settings), LoraSettings(targets=["out_proj"]))
+        targets.target_modules(skeleton_of("Mamba", settings), LoraSettings(targets=["out_proj"]))
 
 
 def test_what_peft_would_put_elsewhere_is_left_out():
@@ -158,11 +158,11 @@ def test_what_peft_would_put_elsewhere_is_left_out():
     settings = LLAMA | {"num_experts": 4, "moe_intermediate_size": 16, "mlp_only_layers": [0, 1]}
     assert adapted(skeleton_of("Qwen3Moe", settings), targets="all") == dict.fromkeys(QKVO, 4)
     with pytest.raises(ModelError, match="no linear layer 'gate_proj' that PEFT adapts"):
-        lora.target_modules(skeleton_of("Qwen3Moe", settings), LoraSettings(targets=["gate_proj"]))
+        targets.target_modules(skeleton_of("Qwen3Moe", settings), LoraSettings(targets=["gate_proj"]))
 
 
 def test_a_refusal_of_pefts_is_told(monkeypatch):
-    monkeypatch.setattr(lora, "_past_peft", lambda *_: False)
+    monkeypatch.setattr(targets, "_past_peft", lambda *_: False)
     settings = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 50, "state_size": 4}
     with pytest.raises(ModelError, match=r"PEFT cannot adapt that \(.*out_proj"):
         lora.attach(skeleton_of("Mamba", settings), LoraSettings(targets=["out_proj"]))
