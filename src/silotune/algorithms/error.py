@@ -4,18 +4,21 @@ Small cohorts: the updates are kept and the error is exact. Larger ones: every p
 random matrix, which needs one accumulator whatever the number of silos.
 """
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
 from silotune.algorithms.interface import Cohort, Contribution
 from silotune.algorithms.summation import LIMIT, ExactMean
+from silotune.data.seeds import derive
 from silotune.model.adapter import AdapterSpec, AdapterState
 from silotune.model.algebra import aggregation_error
 
 KEEP_BYTES = 256 << 20
 """Updates are kept, for the exact error, while the whole cohort's fit into this."""
 PROBES = 32
-"""Columns of the random matrix."""
+"""Columns of the random matrices."""
 SEEN_LIMIT = LIMIT / 2
 """Products below this can be summed, rounded to float32 as well."""
 
@@ -23,10 +26,10 @@ SEEN_LIMIT = LIMIT / 2
 class ErrorMeter:
     """e_agg of `model.algebra.aggregation_error` over a stream of contributions, in any order to the same bits.
 
-    Exact up to `KEEP_BYTES` of updates. Beyond, with Omega (d_in, 32) standard normal, ||M Omega||_F^2 / 32 has mean
-    ||M||_F^2 (Hutchinson) and a relative standard deviation of at most 25 % a layer; over L layers of like error
-    the reported ratio is within about 13 % / sqrt(L). There it is unknown (None) once a product seen that way is too
-    large to be summed exactly: factors have run away, and a diagnosis must not end the run.
+    Exact up to `KEEP_BYTES` of updates. Beyond, with Psi (d_out, 32) and Omega (d_in, 32) normal of variance 1 / 32,
+    ||Psi^T M Omega||_F^2 has mean ||M||_F^2 and a relative standard deviation of at most about 36 % (M of rank one;
+    less for others), so the reported ratio is within some 18 %. There it is unknown (None) once a product seen that
+    way is too large to be summed exactly: factors have run away, and a diagnosis must not end the run.
     """
 
     def __init__(self, start: AdapterState, cohort: Cohort) -> None:
@@ -35,15 +38,15 @@ class ErrorMeter:
         self._start = start
         self._pairs = list(spec.pairs())
         self._kept: dict[str, Contribution] | None = {} if spec.size * 4 * len(cohort.weights) <= KEEP_BYTES else None
-        rows = sum(start[name_b].shape[0] for _, _, name_b in self._pairs)
-        self._seen = ExactMean(rows * PROBES, cohort.total) if self._kept is None else None
+        size = len(self._pairs) * PROBES**2
+        self._seen = ExactMean(size, cohort.total) if self._kept is None else None
 
     def add(self, contribution: Contribution) -> None:
         """Take a contribution into account."""
         if self._kept is not None:
             self._kept[contribution.silo] = contribution
         elif self._seen is not None:
-            products = self._look(self._moved(contribution.update))
+            products = self._look(contribution.update)
             if np.all(np.abs(products) < SEEN_LIMIT):
                 self._seen.add(products.astype(np.float32), contribution.weight)
             else:
@@ -58,20 +61,30 @@ class ErrorMeter:
         if self._seen is None:
             return None
         products = self._seen.mean().astype(np.float64)
-        before = self._look(self._start)
+        before = self._look()
         change = float(np.sum((products - before) ** 2))
-        error = float(np.sum((products - self._look(self._moved(mean))) ** 2))
+        error = float(np.sum((products - self._look(mean)) ** 2))
         # Products are seen in float32: a change below that is none.
         return float(np.sqrt(error / change)) if change > 1e-12 * float(np.sum(before**2)) else 0.0
 
     def _moved(self, update: AdapterState) -> dict[str, NDArray[np.float32]]:
         return {name: self._start[name] + update[name] for name in self._start}
 
-    def _look(self, adapter: AdapterState) -> NDArray[np.float64]:
-        """B A Omega of every layer, flat."""
+    def _look(self, update: AdapterState | None = None) -> NDArray[np.float64]:
+        """Psi B A Omega of every layer, flat, at the start or after an update."""
         parts = []
-        for index, (_, name_a, name_b) in enumerate(self._pairs):
-            factor_a, factor_b = adapter[name_a].astype(np.float64), adapter[name_b].astype(np.float64)
-            omega = np.random.default_rng(index).standard_normal((factor_a.shape[1], PROBES))
-            parts.append((factor_b @ (factor_a @ omega)).ravel())
+        for _, name_a, name_b in self._pairs:
+            factor_a, factor_b = (
+                (self._start[name] if update is None else self._start[name] + update[name]).astype(np.float64)
+                for name in (name_a, name_b)
+            )
+            seen_b, seen_a = _probe("out", len(factor_b)).T @ factor_b, factor_a @ _probe("in", factor_a.shape[1])
+            parts.append((seen_b @ seen_a).ravel())
         return np.concatenate(parts)
+
+
+@functools.lru_cache(maxsize=64)
+def _probe(side: str, width: int) -> NDArray[np.float64]:
+    """(width, PROBES) independent normal numbers of variance 1 / PROBES, the same in every round and process."""
+    drawn: NDArray[np.float64] = np.random.default_rng(derive(width, side)).standard_normal((width, PROBES))
+    return drawn / np.float64(np.sqrt(PROBES))

@@ -25,7 +25,7 @@ import numpy as np
 from silotune.algorithms.error import ErrorMeter
 from silotune.algorithms.interface import Aggregate, Algorithm, Cohort, Contribution, ServerState
 from silotune.algorithms.summation import ExactMean
-from silotune.model.adapter import AdapterSpec, AdapterState, flatten, unflatten
+from silotune.model.adapter import AdapterSpec, AdapterState, unflatten
 from silotune.settings import FederationSettings
 
 
@@ -45,9 +45,10 @@ def aggregate(state: ServerState, cohort: Cohort, contributions: Iterable[Contri
     mean, error = ExactMean(spec.size, cohort.total), ErrorMeter(state.adapter, cohort)
     silos = []
     for contribution in contributions:
-        mean.add(flatten(contribution.update), contribution.weight)
+        mean.add_parts([contribution.update[name] for name, _ in spec.shapes], contribution.weight)
         error.add(contribution)
         silos.append(contribution.silo)
+        del contribution  # while the next one is waited for
     if not silos:
         return None
     update = unflatten(mean.mean(), spec)

@@ -4,13 +4,16 @@ Floating-point addition is not associative, so a plain running sum would depend 
 Integer addition is: each weighted update is rounded once to a multiple of 2^-48 and added as int64.
 """
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 FRACTION_BITS = 48
 LIMIT = 2.0 ** (62 - FRACTION_BITS)
 """Every |x| that is added must be below this; shares sum to at most 1, so the sum cannot overflow."""
-CHUNK = 1 << 20
+CHUNK = 1 << 18
+"""Numbers that are converted at a time."""
 
 
 class ExactMean:
@@ -35,21 +38,27 @@ class ExactMean:
         self._arrived = 0
 
     def add(self, vector: NDArray[np.float32], weight: int) -> None:
-        """Add a vector (size,) with a positive integer weight.
+        """Add a vector (size,) with a positive integer weight; see `add_parts`."""
+        if vector.shape != self._sum.shape:
+            raise ValueError(f"expected shape {self._sum.shape}, got {vector.shape}")
+        self.add_parts([vector], weight)
+
+    def add_parts(self, parts: Sequence[NDArray[np.float32]], weight: int) -> None:
+        """Add a vector that lies in pieces, in any shapes, one after another; it is not copied.
 
         Raises:
-            ValueError: weight below 1 or more than announced in all, or a number that is not finite or too large.
+            ValueError: weight below 1 or more than announced in all, or a number that is not finite or too large;
+                nothing was added then.
         """
         if weight < 1 or self._arrived + weight > self._total:
             raise ValueError("weight below 1, or more weight than was announced")
-        if vector.shape != self._sum.shape:
-            raise ValueError(f"expected shape {self._sum.shape}, got {vector.shape}")
-        if not bool(np.all(np.abs(vector) < LIMIT)):
+        if sum(part.size for part in parts) != self._sum.size:
+            raise ValueError(f"expected {self._sum.size} numbers, got {sum(part.size for part in parts)}")
+        if not all(bool(np.all(np.abs(piece) < LIMIT)) for _, piece in _pieces(parts)):
             raise ValueError(f"a number is not finite or not below {LIMIT:g}")
         scale = weight / self._total * 2.0**FRACTION_BITS
-        for start in range(0, vector.size, CHUNK):
-            part = vector[start : start + CHUNK].astype(np.float64)
-            self._sum[start : start + CHUNK] += np.rint(part * scale).astype(np.int64)
+        for start, piece in _pieces(parts):
+            self._sum[start : start + piece.size] += np.rint(piece.astype(np.float64) * scale).astype(np.int64)
         self._arrived += weight
 
     def mean(self) -> NDArray[np.float32]:
@@ -65,3 +74,13 @@ class ExactMean:
         for start in range(0, result.size, CHUNK):
             result[start : start + CHUNK] = self._sum[start : start + CHUNK] * scale
         return result
+
+
+def _pieces(parts: Sequence[NDArray[np.float32]]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield (position in the whole, numbers) of so many numbers at most."""
+    position = 0
+    for part in parts:
+        flat = part.reshape(-1)
+        for start in range(0, flat.size, CHUNK):
+            yield position + start, flat[start : start + CHUNK]
+        position += flat.size
