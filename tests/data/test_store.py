@@ -127,7 +127,7 @@ def test_a_template_that_refuses_names_the_file_and_line(tmp_path):
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
     )
     with pytest.raises(
-        DataError, match=r"a\.jsonl, line 2: the model's chat template refuses these roles \(no system\)"
+        DataError, match=r"a\.jsonl, line 2: the model's chat template refuses a conversation of system, "
     ):
         open_store([str(path)], Reading(), refuses, 40)
 

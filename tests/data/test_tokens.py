@@ -1,5 +1,7 @@
 """Tokens: one encoding for training, evaluation and generation; loss on answers only, their end included."""
 
+import traceback
+
 import pytest
 from tests.conftest import make_tokenizer
 
@@ -61,10 +63,28 @@ def test_a_row_of_which_no_answer_fits_has_no_example(tokenizer):
     assert tokens.encode(tokenizer, [Row(turns, 3), Row(CHAT, 4)], 200)[0] == []
 
 
-def test_a_template_that_refuses_roles_is_told():
-    tokenizer = make_tokenizer("{{ raise_exception('no system turns') }}")
-    with pytest.raises(DataError, match="no system turns"):
-        encode(tokenizer, Row(CHAT, 1), 100)
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception(messages[0]['content']) }}",
+        "{{ raise_exception('zebra') }}",
+        "{{ messages[0]['content'].zebra.zebra }}",
+        "{{ 1 / 0 }}",
+        "{% zebra",
+    ],
+)
+def test_a_template_that_refuses_is_told_by_its_roles_and_not_by_its_words(template):
+    turns = (Turn("system", "zebra"), *CHAT[1:], Turn("user", "zebra"), Turn("assistant", "zebra"))
+    with pytest.raises(DataError, match="line 7: the model's chat template refuses a conversation of") as caught:
+        encode(make_tokenizer(template), Row(turns, 7), 100)
+    told = "".join(traceback.format_exception(caught.value, limit=0))
+    assert "system, user" in told and "zebra" not in told
+
+
+def test_of_a_long_conversation_that_is_refused_the_first_roles_are_told():
+    refuses = make_tokenizer("{{ raise_exception('') if messages | length > 8 }}")
+    with pytest.raises(DataError, match="system, user, assistant, user, assistant, user and 3 more"):
+        encode(refuses, Row((CHAT[0], *CHAT[1:3] * 5), 1), 100)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():

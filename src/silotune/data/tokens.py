@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from silotune.data.rows import Row, Turn
 from silotune.errors import DataError
 
+ROLES_SHOWN = 6
+"""Of a conversation that a template refuses."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -219,14 +222,19 @@ def _pieces(tokenizer: Any, turns: Sequence[Turn], open_end: bool) -> list[tuple
 
 
 def _template(tokenizer: Any, turns: Sequence[Turn], prompt: bool) -> str:
-    import jinja2
-
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
         text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    except jinja2.TemplateError as error:
-        raise DataError(f"the model's chat template refuses these roles ({error}).") from None
+    except Exception:  # its words may be the row's: a template can quote what it is given, and a server choose it
+        raise DataError(f"the model's chat template refuses a conversation of {_order(turns)}.") from None
     return text
+
+
+def _order(turns: Sequence[Turn]) -> str:
+    roles = [turn.role for turn in turns]
+    return ", ".join(roles[:ROLES_SHOWN]) + (
+        f" and {len(roles) - ROLES_SHOWN} more" if len(roles) > ROLES_SHOWN else ""
+    )
 
 
 # ----------------------------------------------------------------------------------------------- tokens
