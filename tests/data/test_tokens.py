@@ -6,6 +6,7 @@ import pytest
 from tests.conftest import make_tokenizer
 
 from silotune.data import tokens
+from silotune.data.pieces import without_start
 from silotune.data.rows import Row, Turn
 from silotune.data.tokens import encode_prompt
 from silotune.errors import DataError
@@ -150,7 +151,11 @@ def test_a_batch_of_rows_is_each_row_alone_and_the_librarys_own_tokens(tokenizer
             assert list(example.ids) == plain
 
 
-def test_several_long_user_turns_are_all_cut_before_an_answer_is(tokenizer):
+def said(tokenizer, example):
+    return tokenizer.decode(example.ids[example.answered], skip_special_tokens=True)
+
+
+def test_several_long_user_turns_are_all_cut_before_an_exchange_goes(tokenizer):
     turns = (
         Turn("user", "red " * 90),
         Turn("assistant", "blue"),
@@ -158,8 +163,78 @@ def test_several_long_user_turns_are_all_cut_before_an_answer_is(tokenizer):
         Turn("assistant", "stone"),
     )
     example = encode(tokenizer, Row(turns, 1), 70)
-    assert example.cut and len(example.ids) <= 70
-    assert tokenizer.decode(example.ids[example.answered], skip_special_tokens=True) == "bluestone"
+    assert example.cut and not example.answer_cut and len(example.ids) <= 70
+    assert said(tokenizer, example) == "bluestone"
+
+
+def exchanges(count, answer="blue stone"):
+    numbered = [(Turn("user", f"red {i} " * 6), Turn("assistant", f"{answer} {i}")) for i in range(count)]
+    return (Turn("system", "Ask"), *(turn for pair in numbered for turn in pair))
+
+
+@pytest.mark.parametrize("length", range(60, 260, 7))
+def test_early_exchanges_go_whole_and_no_more_of_them_than_must(tokenizer, length):
+    turns = exchanges(6)
+    example = encode(tokenizer, Row(turns, 1), length)
+    text = tokenizer.decode(example.ids)
+    kept = [i for i in range(6) if f"blue stone {i}" in text]
+    assert len(example.ids) <= length and example.cut and not example.answer_cut and "Ask" in text
+    assert kept == list(range(kept[0], 6))
+    ends = list(example.ids[example.answered]).count(tokenizer.eos_token_id)
+    assert ends == len(kept) and said(tokenizer, example) == "".join(f"blue stone {i}" for i in kept)
+    if kept[0]:  # with one exchange more, even its barest user turns do not fit
+        bare = tuple(Turn(t.role, t.content[-1:]) if t.role == "user" else t for t in turns[1 + 2 * (kept[0] - 1) :])
+        assert len(encode(tokenizer, Row((turns[0], *bare), 1), 10_000).ids) > length
+        # Cut anew: the room that an exchange left is used.
+        assert len(example.ids) >= length - 2 or all(f"red {i} " * 6 in text for i in kept)
+
+
+def test_a_long_answer_keeps_its_beginning_only_when_all_else_is_gone(tokenizer):
+    turns = (*exchanges(3), Turn("user", "where is it"), Turn("assistant", "seven " * 80 + "north"))
+    example = encode(tokenizer, Row(turns, 1), 80)
+    assert len(example.ids) == 80 and example.cut and example.answer_cut
+    assert said(tokenizer, example).startswith("seven seven") and "north" not in said(tokenizer, example)
+    assert tokenizer.eos_token_id not in example.ids[example.answered] and example.answered[-1]
+    text = tokenizer.decode(example.ids)
+    assert "Ask" in text and "blue" not in text
+    alone = encode(tokenizer, Row((Turn("user", "?"), Turn("assistant", "seven " * 80)), 1), 60)
+    assert alone.answer_cut and not alone.cut
+
+
+def test_a_row_that_fits_exactly_is_whole_and_one_token_less_cuts_one(tokenizer):
+    turns = (Turn("user", "red blue green " * 9), Turn("assistant", "stone"))
+    whole = encode(tokenizer, Row(turns, 1), 10_000)
+    fits, shorter = (encode(tokenizer, Row(turns, 1), len(whole.ids) - less) for less in (0, 1))
+    assert not fits.cut and list(fits.ids) == list(whole.ids)
+    assert shorter.cut and len(shorter.ids) == len(whole.ids) - 1
+
+
+@pytest.mark.parametrize(
+    "text", ["red\ufffd blue " * 40 + " \n\n", "\ufffd" * 50, "  " * 90, "🦊é\u0301 " * 40, "\u3042" * 80]
+)
+def test_what_is_kept_of_a_text_is_its_own_end(tokenizer, text):
+    row = Row((Turn("user", text), Turn("assistant", "blue")), 1)
+    example = encode(tokenizer, row, 60)
+    assert example.cut and 50 < len(example.ids) <= 60
+    before, after = tokenizer.decode(encode(tokenizer, Row((Turn("user", "\t?\t"), row.turns[1]), 1), 90).ids).split(
+        "\t?\t"
+    )
+    kept = tokenizer.decode(example.ids, clean_up_tokenization_spaces=False).removeprefix(before).removesuffix(after)
+    assert kept and text.endswith(kept)
+
+
+def test_a_text_that_the_tokenizer_normalises_is_cut_and_not_rewritten():
+    from tokenizers.normalizers import Lowercase
+
+    lower = make_tokenizer()
+    lower.backend_tokenizer.normalizer = Lowercase()
+    assert without_start(lower, "RED Blue GREEN", 1) == " Blue GREEN"
+
+
+@pytest.mark.parametrize(("tokens", "rest"), [(0, "red blue"), (1, " blue"), (2, " blue"), (99, " blue")])
+def test_the_last_token_of_a_text_stays(tokens, rest):
+    assert without_start(make_tokenizer(), "red blue", tokens) == rest
+    assert without_start(make_tokenizer(), "🦊", 3) == "🦊"
 
 
 def test_plain_text_carries_loss_everywhere_and_is_cut_into_windows(tokenizer):
