@@ -1,11 +1,13 @@
 """Texts to tokens in memory that does not grow with the text: long ones go to the tokenizer in pieces.
 
 The tokenizers library holds some 200 bytes for each byte of text that it is given at once. So it is given `BATCH`
-characters at most, and a longer text is cut at borders on which its two sides come to the same tokens apart as they do
-together: between a letter and a blank or a mark, where the tokenizer's own pre-tokenizer cuts too and nothing changes
-within `AROUND` characters. Every model of the library works on each pre-token alone, so the tokens are those of the
-whole text. A text in which there is no such border (one word of many megabytes, a tokenizer without a pre-tokenizer)
-goes to the tokenizer as it is, and so it does for tokenizers outside the library; then memory grows with the text.
+characters at most, which takes some 50 MB; beyond that a text costs four bytes a token. A longer text is cut at
+borders on which its two sides come to the same tokens apart as they do together: between a letter and a blank or a
+mark, where the tokenizer's own pre-tokenizer cuts too and nothing changes within `AROUND` characters. Every model of
+the library works on each pre-token alone, so the tokens are those of the whole text.
+
+A text in which there is no such border (one word of many megabytes, a tokenizer without a pre-tokenizer) goes to the
+tokenizer as it is, and so do all texts with tokenizers outside the library; then memory grows with the text.
 """
 
 import bisect
