@@ -201,6 +201,15 @@ def test_a_long_answer_keeps_its_beginning_only_when_all_else_is_gone(tokenizer)
     assert alone.answer_cut and not alone.cut
 
 
+def test_a_long_conversation_is_written_a_few_times_only(tokenizer, monkeypatch):
+    written = []
+    write = tokens._examples
+    monkeypatch.setattr(tokens, "_examples", lambda *given: written.append(1) or write(*given))
+    example = encode(tokenizer, Row(exchanges(40), 1), 300)
+    assert example.cut and 290 < len(example.ids) <= 300
+    assert len(written) <= 8
+
+
 def test_a_row_that_fits_exactly_is_whole_and_one_token_less_cuts_one(tokenizer):
     turns = (Turn("user", "red blue green " * 9), Turn("assistant", "stone"))
     whole = encode(tokenizer, Row(turns, 1), 10_000)
@@ -228,13 +237,25 @@ def test_a_text_that_the_tokenizer_normalises_is_cut_and_not_rewritten():
 
     lower = make_tokenizer()
     lower.backend_tokenizer.normalizer = Lowercase()
-    assert without_start(lower, "RED Blue GREEN", 1) == " Blue GREEN"
+    assert without_start(lower, "RED Blue GREEN", 1) == (" Blue GREEN", 1)
 
 
-@pytest.mark.parametrize(("tokens", "rest"), [(0, "red blue"), (1, " blue"), (2, " blue"), (99, " blue")])
-def test_the_last_token_of_a_text_stays(tokens, rest):
-    assert without_start(make_tokenizer(), "red blue", tokens) == rest
-    assert without_start(make_tokenizer(), "🦊", 3) == "🦊"
+@pytest.mark.parametrize(
+    ("count", "rest"), [(0, ("red blue", 0)), (1, (" blue", 1)), (2, (" blue", 1)), (99, (" blue", 1))]
+)
+def test_the_last_token_of_a_text_stays(count, rest):
+    assert without_start(make_tokenizer(), "red blue", count) == rest
+    assert without_start(make_tokenizer(), "🦊", 3) == ("🦊", 0)
+
+
+def test_a_tokenizer_that_does_not_say_where_its_tokens_stand():
+    class Slow:
+        is_fast = False
+
+        def __call__(self, texts, **_):
+            return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+    assert [without_start(Slow(), "red", count) for count in (0, 2, 9)] == [("red", 0), ("d", 2), ("d", 2)]
 
 
 def test_plain_text_carries_loss_everywhere_and_is_cut_into_windows(tokenizer):

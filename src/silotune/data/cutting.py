@@ -55,17 +55,21 @@ def shorter(tokenizer: Any, now: Draft, answered: NDArray[np.bool_], max_length:
         answered: of its tokens, whether they belong to an answer.
         max_length: tokens that it may have.
     """
-    while now.users:
-        turn = now.users[0]
-        said = now.turns[turn].content
-        # What is left of a text may come to more tokens than it was: then a little more goes.
-        rest = without_start(tokenizer, said, len(answered) - max_length + 2**now.tries - 1)
-        if rest != said:
-            turns = (*now.turns[:turn], replace(now.turns[turn], content=rest), *now.turns[turn + 1 :])
-            return replace(now, turns=turns, tries=now.tries + 1)
-        now = replace(now, users=now.users[1:], tries=0)
-    count = _exchanges_to_drop(now.whole, answered, max_length)
-    return draft(_without_exchanges(now.whole, count)) if count else None
+    if not now.users:
+        count = _exchanges_to_drop(now.whole, answered, max_length)
+        return draft(_without_exchanges(now.whole, count)) if count else None
+    turns, users, tries = list(now.turns), list(now.users), now.tries
+    # What is left of a text may come to more tokens than it was: then a little more goes at the next try.
+    excess = len(answered) - max_length + 2**tries - 1
+    while users:
+        said = turns[users[0]]
+        rest, gone = without_start(tokenizer, said.content, excess)
+        turns[users[0]] = replace(said, content=rest)
+        excess -= gone
+        if excess <= 0:
+            break
+        users, tries = users[1:], -1  # down to its last token
+    return replace(now, turns=tuple(turns), users=tuple(users), tries=tries + 1)
 
 
 def _exchanges_to_drop(turns: Sequence[Turn], answered: NDArray[np.bool_], max_length: int) -> int:

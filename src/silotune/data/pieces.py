@@ -14,6 +14,7 @@ import bisect
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 PIECE = 1 << 16
@@ -55,12 +56,19 @@ def _batches(numbered: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, st
 def _encoded(tokenizer: Any, texts: list[str], literal: bool) -> list[list[int]]:
     if not tokenizer.is_fast:
         return list(tokenizer(texts, add_special_tokens=False, split_special_tokens=literal)["input_ids"])
+    with _library(tokenizer, literal) as backend:
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+@contextmanager
+def _library(tokenizer: Any, literal: bool) -> Iterator[Any]:
+    """The tokenizers library's own tokenizer, that cuts nothing and adds nothing."""
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = literal
     try:
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        yield backend
     finally:
         backend.encode_special_tokens = False
 
@@ -123,41 +131,41 @@ def ending(tokenizer: Any, text: str, tokens: int) -> str:
     return text
 
 
-def without_start(tokenizer: Any, text: str, tokens: int) -> str:
-    """A text without the characters of its first tokens.
+def without_start(tokenizer: Any, text: str, tokens: int) -> tuple[str, int]:
+    """(A text without the characters of its first tokens, how many tokens went).
 
     What is left is the text's own, from where a token begins a character, and never nothing: however many are to go,
     the last such token stays.
     """
     if not tokenizer.is_fast:
         return _bisected(tokenizer, text, tokens)
-    start = at = 0
+    start = gone = at = before = 0
     for piece in pieces(tokenizer, text, literal=True):
         offsets = _offsets(tokenizer, piece)
-        end = 0  # of the tokens before
-        for number, (first, last) in enumerate(offsets):
+        end = 0
+        for number, (first, last) in enumerate(offsets, before):
             if first >= end:
-                start = at + first
+                start, gone = at + first, number
                 if number >= tokens:
-                    return text[start:]
+                    return text[start:], gone
             end = max(end, last)
-        tokens -= len(offsets)
+        before += len(offsets)
         at += len(piece)
-    return text[min(start, len(text) - 1) :]
+    return text[min(start, len(text) - 1) :], gone
 
 
 def _offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
-    backend = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = True
-    try:
+    with _library(tokenizer, literal=True) as backend:
         found: list[tuple[int, int]] = backend.encode(text, add_special_tokens=False).offsets
-    finally:
-        backend.encode_special_tokens = False
     return found
 
 
-def _bisected(tokenizer: Any, text: str, tokens: int) -> str:
+def _bisected(tokenizer: Any, text: str, tokens: int) -> tuple[str, int]:
     """For tokenizers that do not say where their tokens stand."""
-    kept = len(_encoded(tokenizer, [text], True)[0]) - tokens
-    starts = range(len(text) - 1)
-    return text[bisect.bisect_left(starts, True, key=lambda s: len(_encoded(tokenizer, [text[s:]], True)[0]) <= kept) :]
+
+    def count(start: int) -> int:
+        return len(_encoded(tokenizer, [text[start:]], literal=True)[0])
+
+    whole = count(0)
+    start = bisect.bisect_left(range(len(text) - 1), True, key=lambda start: count(start) <= whole - tokens)
+    return text[start:], whole - count(start)
