@@ -182,8 +182,8 @@ class DataSettings(Section):
     drop_leaks: bool = False
     """Leave out of the tests what also stands in training text, word for word or nearly."""
     max_length: Annotated[int, Field(ge=16, le=1_000_000)] = 512
-    """Tokens of a row at most. Longer rows keep their responses and lose the start of their prompts; plain texts are
-    cut into windows."""
+    """Tokens of a row at most. Longer rows lose the start of their user's texts, then early exchanges, and only then
+    the end of the last response; plain texts are cut into windows."""
     holdout: Annotated[float, Field(ge=1e-6, lt=1.0, allow_inf_nan=False)] = 0.1
     """Share of a silo's rows that is held out, seeded, where the silo has no test file."""
 

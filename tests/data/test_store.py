@@ -55,13 +55,16 @@ def test_cut_lost_and_windows_are_counted_by_row(tmp_path, tokenizer):
         {"system": "green", "prompt": "red " * 60, "completion": "blue"},
         {"system": "green " * 60, "prompt": "red", "completion": "blue"},
         {"system": "green", "prompt": "red", "completion": "blue"},
+        {"system": "green", "prompt": "red", "completion": "blue " * 60},
+        {"system": "green", "prompt": "red " * 60, "completion": "blue " * 60},
     ])  # fmt: skip
     held = open_store([str(long)], Reading(), tokenizer, 60)
-    split = Split(held, np.arange(3))
-    assert (split.rows, len(split), split.cut, split.lost) == (3, 2, 1, 1)
+    split = Split(held, np.arange(5))
+    assert (split.rows, len(split), split.cut, split.answer_cut, split.lost) == (5, 4, 2, 2, 1)
+    assert [(example.cut, example.answer_cut) for example in split] == [(1, 0), (0, 0), (0, 1), (1, 1)]
     texts = write_records(tmp_path / "t.jsonl", [{"text": "red blue " * 50}, {"text": "red"}])
     windows = Split(open_store([str(texts)], Reading(), tokenizer, 32), np.array([0]))
-    assert windows.rows == 1 and len(windows) > 3 and windows.cut == 0
+    assert windows.rows == 1 and len(windows) > 3 and windows.cut == windows.answer_cut == 0
 
 
 def test_it_is_built_once_for_a_content(tmp_path, tokenizer, monkeypatch):
@@ -127,7 +130,7 @@ def test_a_template_that_refuses_names_the_file_and_line(tmp_path):
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
     )
     with pytest.raises(
-        DataError, match=r"a\.jsonl, line 2: the model's chat template refuses these roles \(no system\)"
+        DataError, match=r"a\.jsonl, line 2: the model's chat template refuses a conversation of system, "
     ):
         open_store([str(path)], Reading(), refuses, 40)
 

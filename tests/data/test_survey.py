@@ -4,9 +4,10 @@ import io
 
 import pytest
 from rich.console import Console
-from tests.data.helpers import write_records
+from tests.data.helpers import rows_in, write_records
 
 from silotune.data.survey import survey
+from silotune.data.tokens import encode
 from silotune.model.base import load_tokenizer
 from silotune.recipe import recipe_of
 from silotune.report import survey as shown
@@ -38,7 +39,7 @@ def pair(prompt, answer="stone", **more):
     return {"prompt": prompt, "completion": answer, **more}
 
 
-def test_everything_is_counted(tmp_path, look):
+def test_everything_is_counted(tmp_path, look, tokenizer):
     a = tmp_path / "silos" / "a"
     write_silo(a, [pair("red", label="x"), pair("red", label="x"), pair("blue", label="y"), pair("green " * 90, label="x"),
                    {"prompt": "red", "completion": "stone", "system": "seven " * 90}], [pair("red"), pair("north"), pair("lamp")])  # fmt: skip
@@ -48,14 +49,38 @@ def test_everything_is_counted(tmp_path, look):
     train = first.train
     assert (train.rows, train.examples, train.cut, train.lost, train.duplicates) == (5, 4, 1, 1, 1)
     assert train.labels == {"x": 3, "y": 1} and train.shape == "prompt/completion" and train.fields_not_read == ()
-    assert train.tokens == sum(train.lengths[q] for q in ("max",)) + train.tokens - train.lengths["max"]
-    assert 0 < train.loss_tokens < train.tokens and train.lengths["max"] <= 64
+    examples = [e for found in encode(tokenizer, rows_in(a / "train.jsonl"), 64) for e in found]
+    lengths = sorted(len(example.ids) for example in examples)
+    assert train.tokens == sum(lengths) and train.loss_tokens == sum(example.loss_tokens for example in examples)
+    assert train.lengths == {
+        "min": lengths[0],
+        "p50": lengths[2],
+        "p90": lengths[3],
+        "p99": lengths[3],
+        "max": lengths[3],
+    }
     assert first.test.rows == 3 and len(first.leaks.exact) == 1 and first.leaks.own == 1 and not first.held_out
     assert first.files_not_read == ("notes.csv",) and train.files == ("train.jsonl",)
     assert second.held_out and (second.train.rows, second.test.rows) == (9, 1)
     assert second.train.fields_not_read == ("note",)
     (dropped, _), _ = look(max_length=64, drop_leaks=True)
     assert dropped.test.rows == 2 and len(dropped.leaks.exact) == 1
+
+
+def test_what_is_cut_is_said_apart(tmp_path, look):
+    path = write_records(
+        tmp_path / "rows.jsonl",
+        [pair("green " * 90)] * 3 + [pair("red", "stone " * 90)] * 2 + [pair("red", system="seven " * 90)],
+    )
+    silos, recipe = look(path, silos=str(path), max_length=64)
+    assert (silos[0].train.cut, silos[0].train.answer_cut, silos[0].train.lost) == (3, 2, 1)
+    told = "\n".join(shown.remarks(silos, recipe))
+    for words in ("Cut: more than", "Answer cut: the last exchange alone", "Lost: no token"):
+        assert words in told
+    stream = io.StringIO()
+    shown.show(silos, recipe, Console(file=stream, width=200))
+    (line,) = (line for line in stream.getvalue().splitlines() if "rows.jsonl" in line and "│" in line)
+    assert [cell.strip() for cell in line.split("│")][9:12] == ["3", "2", "1"]
 
 
 def test_a_single_file_is_looked_at_as_it_is(tmp_path, look):
@@ -86,7 +111,7 @@ def test_json_has_the_promised_form(tmp_path, look):
     told = shown.as_json(*look())
     assert [silo["name"] for silo in told["silos"]] == ["a", "b"]
     for silo in told["silos"]:
-        assert {"rows", "tokens", "loss_tokens", "lengths", "cut", "lost", "duplicates"} <= silo["train"].keys() & silo[
-            "test"
-        ].keys()
+        assert {"rows", "tokens", "loss_tokens", "lengths", "cut", "answer_cut", "lost", "duplicates"} <= silo[
+            "train"
+        ].keys() & silo["test"].keys()
     assert told["silos"][0]["test"]["leaks"] == {"exact": 1, "near": 0, "own": 1}

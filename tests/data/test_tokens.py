@@ -1,11 +1,13 @@
 """Tokens: one encoding for training, evaluation and generation; loss on answers only, their end included."""
 
+import traceback
 from datetime import datetime
 
 import pytest
 from tests.conftest import TEMPLATE, make_tokenizer
 
 from silotune.data import tokens
+from silotune.data.pieces import without_start
 from silotune.data.rows import Row, Turn
 from silotune.data.tokens import encode_prompt
 from silotune.errors import DataError
@@ -63,10 +65,28 @@ def test_a_row_of_which_no_answer_fits_has_no_example(tokenizer):
     assert tokens.encode(tokenizer, [Row(turns, 3), Row(CHAT, 4)], 200)[0] == []
 
 
-def test_a_template_that_refuses_roles_is_told():
-    tokenizer = make_tokenizer("{{ raise_exception('no system turns') }}")
-    with pytest.raises(DataError, match="no system turns"):
-        encode(tokenizer, Row(CHAT, 1), 100)
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception(messages[0]['content']) }}",
+        "{{ raise_exception('zebra') }}",
+        "{{ messages[0]['content'].zebra.zebra }}",
+        "{{ 1 / 0 }}",
+        "{% zebra",
+    ],
+)
+def test_a_template_that_refuses_is_told_by_its_roles_and_not_by_its_words(template):
+    turns = (Turn("system", "zebra"), *CHAT[1:], Turn("user", "zebra"), Turn("assistant", "zebra"))
+    with pytest.raises(DataError, match="line 7: the model's chat template refuses a conversation of") as caught:
+        encode(make_tokenizer(template), Row(turns, 7), 100)
+    told = "".join(traceback.format_exception(caught.value, limit=0))
+    assert "system, user" in told and "zebra" not in told
+
+
+def test_of_a_long_conversation_that_is_refused_the_first_roles_are_told():
+    refuses = make_tokenizer("{{ raise_exception('') if messages | length > 8 }}")
+    with pytest.raises(DataError, match="system, user, assistant, user, assistant, user and 3 more"):
+        encode(refuses, Row((CHAT[0], *CHAT[1:3] * 5), 1), 100)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():
@@ -132,7 +152,11 @@ def test_a_batch_of_rows_is_each_row_alone_and_the_librarys_own_tokens(tokenizer
             assert list(example.ids) == plain
 
 
-def test_several_long_user_turns_are_all_cut_before_an_answer_is(tokenizer):
+def said(tokenizer, example):
+    return tokenizer.decode(example.ids[example.answered], skip_special_tokens=True)
+
+
+def test_several_long_user_turns_are_all_cut_before_an_exchange_goes(tokenizer):
     turns = (
         Turn("user", "red " * 90),
         Turn("assistant", "blue"),
@@ -140,8 +164,99 @@ def test_several_long_user_turns_are_all_cut_before_an_answer_is(tokenizer):
         Turn("assistant", "stone"),
     )
     example = encode(tokenizer, Row(turns, 1), 70)
-    assert example.cut and len(example.ids) <= 70
-    assert tokenizer.decode(example.ids[example.answered], skip_special_tokens=True) == "bluestone"
+    assert example.cut and not example.answer_cut and len(example.ids) <= 70
+    assert said(tokenizer, example) == "bluestone"
+
+
+def exchanges(count, answer="blue stone"):
+    numbered = [(Turn("user", f"red {i} " * 6), Turn("assistant", f"{answer} {i}")) for i in range(count)]
+    return (Turn("system", "Ask"), *(turn for pair in numbered for turn in pair))
+
+
+@pytest.mark.parametrize("length", range(60, 260, 7))
+def test_early_exchanges_go_whole_and_no_more_of_them_than_must(tokenizer, length):
+    turns = exchanges(6)
+    example = encode(tokenizer, Row(turns, 1), length)
+    text = tokenizer.decode(example.ids)
+    kept = [i for i in range(6) if f"blue stone {i}" in text]
+    assert len(example.ids) <= length and example.cut and not example.answer_cut and "Ask" in text
+    assert kept == list(range(kept[0], 6))
+    ends = list(example.ids[example.answered]).count(tokenizer.eos_token_id)
+    assert ends == len(kept) and said(tokenizer, example) == "".join(f"blue stone {i}" for i in kept)
+    if kept[0]:  # with one exchange more, even its barest user turns do not fit
+        bare = tuple(Turn(t.role, t.content[-1:]) if t.role == "user" else t for t in turns[1 + 2 * (kept[0] - 1) :])
+        assert len(encode(tokenizer, Row((turns[0], *bare), 1), 10_000).ids) > length
+        # Cut anew: the room that an exchange left is used.
+        assert len(example.ids) >= length - 2 or all(f"red {i} " * 6 in text for i in kept)
+
+
+def test_a_long_answer_keeps_its_beginning_only_when_all_else_is_gone(tokenizer):
+    turns = (*exchanges(3), Turn("user", "where is it"), Turn("assistant", "seven " * 80 + "north"))
+    example = encode(tokenizer, Row(turns, 1), 80)
+    assert len(example.ids) == 80 and example.cut and example.answer_cut
+    assert said(tokenizer, example).startswith("seven seven") and "north" not in said(tokenizer, example)
+    assert tokenizer.eos_token_id not in example.ids[example.answered] and example.answered[-1]
+    text = tokenizer.decode(example.ids)
+    assert "Ask" in text and "blue" not in text
+    alone = encode(tokenizer, Row((Turn("user", "?"), Turn("assistant", "seven " * 80)), 1), 60)
+    assert alone.answer_cut and not alone.cut
+
+
+def test_a_long_conversation_is_written_a_few_times_only(tokenizer, monkeypatch):
+    written = []
+    write = tokens._examples
+    monkeypatch.setattr(tokens, "_examples", lambda *given: written.append(1) or write(*given))
+    example = encode(tokenizer, Row(exchanges(40), 1), 300)
+    assert example.cut and 290 < len(example.ids) <= 300
+    assert len(written) <= 8
+
+
+def test_a_row_that_fits_exactly_is_whole_and_one_token_less_cuts_one(tokenizer):
+    turns = (Turn("user", "red blue green " * 9), Turn("assistant", "stone"))
+    whole = encode(tokenizer, Row(turns, 1), 10_000)
+    fits, shorter = (encode(tokenizer, Row(turns, 1), len(whole.ids) - less) for less in (0, 1))
+    assert not fits.cut and list(fits.ids) == list(whole.ids)
+    assert shorter.cut and len(shorter.ids) == len(whole.ids) - 1
+
+
+@pytest.mark.parametrize(
+    "text", ["red\ufffd blue " * 40 + " \n\n", "\ufffd" * 50, "  " * 90, "🦊é\u0301 " * 40, "\u3042" * 80]
+)
+def test_what_is_kept_of_a_text_is_its_own_end(tokenizer, text):
+    row = Row((Turn("user", text), Turn("assistant", "blue")), 1)
+    example = encode(tokenizer, row, 60)
+    assert example.cut and 50 < len(example.ids) <= 60
+    before, after = tokenizer.decode(encode(tokenizer, Row((Turn("user", "\t?\t"), row.turns[1]), 1), 90).ids).split(
+        "\t?\t"
+    )
+    kept = tokenizer.decode(example.ids, clean_up_tokenization_spaces=False).removeprefix(before).removesuffix(after)
+    assert kept and text.endswith(kept)
+
+
+def test_a_text_that_the_tokenizer_normalises_is_cut_and_not_rewritten():
+    from tokenizers.normalizers import Lowercase
+
+    lower = make_tokenizer()
+    lower.backend_tokenizer.normalizer = Lowercase()
+    assert without_start(lower, "RED Blue GREEN", 1) == (" Blue GREEN", 1)
+
+
+@pytest.mark.parametrize(
+    ("count", "rest"), [(0, ("red blue", 0)), (1, (" blue", 1)), (2, (" blue", 1)), (99, (" blue", 1))]
+)
+def test_the_last_token_of_a_text_stays(count, rest):
+    assert without_start(make_tokenizer(), "red blue", count) == rest
+    assert without_start(make_tokenizer(), "🦊", 3) == ("🦊", 0)
+
+
+def test_a_tokenizer_that_does_not_say_where_its_tokens_stand():
+    class Slow:
+        is_fast = False
+
+        def __call__(self, texts, **_):
+            return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+    assert [without_start(Slow(), "red", count) for count in (0, 2, 9)] == [("red", 0), ("d", 2), ("d", 2)]
 
 
 def test_plain_text_carries_loss_everywhere_and_is_cut_into_windows(tokenizer):

@@ -40,7 +40,7 @@ def test_rays_processes_end_and_the_users_own_stay(tmp_path, start):
         during, reads_it = start(), start(ray_folder / "log.txt")
         raylet = start(f"--session_dir={ray_folder}/session", code=PARENT)
         below = psutil.Process(int(raylet.stdout.readline()))
-    assert raylet.wait(10) == -signal.SIGKILL and not gone([below], 10)
+    assert raylet.wait(10) in (0, -signal.SIGKILL) and not gone([below], 10)  # 0: its child was killed before it
     assert [p.poll() for p in (before, other_run, during, reads_it)] == [None] * 4
     assert not ray_folder.exists() and not scratch.exists()
 

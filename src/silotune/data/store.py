@@ -27,7 +27,7 @@ from silotune.data.tokens import Example, encode
 from silotune.errors import DataError
 from silotune.settings import HUB
 
-FORMAT = 1
+FORMAT = 2
 BLOCK_ROWS, BLOCK_BYTES = 512, 4 << 20
 """Rows are tokenised in blocks of so many, or of so many bytes of text."""
 Block = list[tuple[int, Row]]
@@ -62,7 +62,9 @@ class Store:
     loss_tokens: NDArray[np.int32]
     """(examples,)"""
     cut: NDArray[np.bool_]
-    """(rows,): shortened to fit."""
+    """(rows,): shortened in the user's text, or by early exchanges."""
+    answer_cut: NDArray[np.bool_]
+    """(rows,): the answer lost its end."""
     places: NDArray[np.int32]
     """(rows, 2): number of the file, and of the line in it."""
     labels: NDArray[np.int32]
@@ -78,7 +80,7 @@ class Store:
         return len(self.cut)
 
 
-ARRAYS = ("offsets", "rows", "loss_tokens", "cut", "places", "labels", "digests", "text_bytes")
+ARRAYS = ("offsets", "rows", "loss_tokens", "cut", "answer_cut", "places", "labels", "digests", "text_bytes")
 
 
 def open_store(sources: Sequence[str], reading: Reading, tokenizer: Any, max_length: int) -> Store:
@@ -175,6 +177,7 @@ class _Index:
     rows: "array[int]" = field(default_factory=lambda: array("i"))
     loss_tokens: "array[int]" = field(default_factory=lambda: array("i"))
     cut: "array[int]" = field(default_factory=lambda: array("b"))
+    answer_cut: "array[int]" = field(default_factory=lambda: array("b"))
     places: "array[int]" = field(default_factory=lambda: array("i"))
     labels: "array[int]" = field(default_factory=lambda: array("i"))
     digests: bytearray = field(default_factory=bytearray)
@@ -187,6 +190,7 @@ class _Index:
             "rows": np.array(self.rows, np.int32),
             "loss_tokens": np.array(self.loss_tokens, np.int32),
             "cut": np.array(self.cut, np.bool_),
+            "answer_cut": np.array(self.answer_cut, np.bool_),
             "places": np.array(self.places, np.int32).reshape(-1, 2),
             "labels": np.array(self.labels, np.int32),
             "digests": np.frombuffer(bytes(self.digests), np.uint8).reshape(-1, 16),
@@ -247,6 +251,7 @@ def _build(folder: Path, read: Any) -> None:
                 index.rows.append(number)
                 index.loss_tokens.append(example.loss_tokens)
             index.cut.append(any(example.cut for example in examples))
+            index.answer_cut.append(any(example.answer_cut for example in examples))
             index.places.extend((source, row.line))
             index.labels.append(-1 if row.label is None else labels.setdefault(row.label, len(labels)))
             index.digests += row.digest
@@ -303,9 +308,9 @@ class Split(Sequence[Example]):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = int(self._examples[index])
         start, end = int(self.store.offsets[number]), int(self.store.offsets[number + 1])
-        return Example(
-            self.store.ids[start:end], self.store.answered[start:end], bool(self.store.cut[self.store.rows[number]])
-        )
+        row = self.store.rows[number]
+        cut, answer_cut = bool(self.store.cut[row]), bool(self.store.answer_cut[row])
+        return Example(self.store.ids[start:end], self.store.answered[start:end], cut, answer_cut)
 
     @property
     def rows(self) -> int:
@@ -324,8 +329,13 @@ class Split(Sequence[Example]):
 
     @property
     def cut(self) -> int:
-        """Rows that were shortened to fit."""
+        """Rows that were shortened in the user's text, or by early exchanges, to fit."""
         return int(self.store.cut[self.chosen].sum())
+
+    @property
+    def answer_cut(self) -> int:
+        """Rows in which the answer lost its end."""
+        return int(self.store.answer_cut[self.chosen].sum())
 
     @property
     def lost(self) -> int:

@@ -36,7 +36,9 @@ class SplitSurvey:
     lengths: Mapping[str, int]
     """Quantiles of the examples' tokens, after cutting."""
     cut: int
-    """Rows shortened to fit `data.max_length`."""
+    """Rows shortened in the user's text, or by early exchanges, to fit `data.max_length`."""
+    answer_cut: int
+    """Rows in which the answer lost its end."""
     lost: int
     """Rows of which no token of the response fits; they are left out."""
     duplicates: int
@@ -122,6 +124,7 @@ def _split(sources: Sequence[str], split: Split) -> SplitSurvey:
         lengths={name: int(np.quantile(lengths, share, method="higher")) if len(lengths) else 0
                  for name, share in QUANTILES.items()},
         cut=split.cut,
+        answer_cut=split.answer_cut,
         lost=split.lost,
         duplicates=split.rows - len(digests),
         labels={store.described.labels[label]: count for count, label in by_count if label >= 0},

@@ -8,6 +8,7 @@ a turn, or begin one, by what it says.
 
 import hashlib
 import re
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from silotune.data.cutting import draft, endings, shorter
+from silotune.data.pieces import token_ids
 from silotune.data.rows import Row, Turn
 from silotune.errors import DataError
 
@@ -25,6 +28,8 @@ TODAY = datetime(2024, 7, 26)
 The same text gives the same tokens on any day, also in a run that goes on after midnight and at silos far apart. It
 is the date that the templates of Llama 3 write where they are told none.
 """
+ROLES_SHOWN = 6
+"""Of a conversation that a template refuses."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,9 @@ class Example:
     answered: NDArray[np.bool_]
     """For each token, whether it belongs to an answer (its end-of-turn token included): those carry the loss."""
     cut: bool = False
-    """Whether text was left out to fit the greatest length."""
+    """Whether text of the user or early exchanges were left out to fit the greatest length."""
+    answer_cut: bool = False
+    """Whether the answer lost its end, and with it its end-of-turn token."""
 
     @property
     def loss_tokens(self) -> int:
@@ -58,15 +65,16 @@ class Segment:
 def encode_prompt(tokenizer: Any, turns: Sequence[Turn]) -> list[int]:
     """Tokens up to where the assistant's next answer begins: what generation starts from."""
     (tokens,) = _tokens(tokenizer, [_segments(tokenizer, turns, True, _special_names(tokenizer))])
-    return tokens[0]
+    return tokens[0].tolist()
 
 
 def encode(tokenizer: Any, rows: Sequence[Row], max_length: int) -> list[list[Example]]:
     """Turn rows into tokens, with marks on the answers: for each row its examples.
 
-    A conversation is one example. If it is longer than `max_length` it keeps its answers and its system turn, and
-    loses text from the start of its user turns, the longest first; where that is not enough, the last answer loses
-    its end, and where no token of an answer is left the row has no example.
+    A conversation is one example. If it is longer than `max_length`, its user turns lose text from their start, the
+    longest first; where that is not enough, whole early exchanges go, never the system turn and the last exchange;
+    only where that one alone is too long does its answer lose its end. Where no token of an answer is left the row
+    has no example.
 
     A plain text ends with the end-of-sequence token, begins with the model's first token if the tokenizer writes
     one, and carries loss everywhere. A long one becomes windows of `max_length` tokens, each beginning with the last
@@ -97,28 +105,30 @@ def conversation_texts(tokenizer: Any, rows: Sequence[Row]) -> list[str]:
 
 
 def _encode_chats(tokenizer: Any, rows: Sequence[Row], max_length: int) -> list[Example]:
-    turns = [row.turns for row in rows]
-    examples = _examples(tokenizer, rows, turns)
-    cut: set[int] = set()
-    done: list[set[int]] = [set() for _ in rows]
-    while True:
-        long = [index for index, example in enumerate(examples) if len(example.ids) > max_length]
-        chosen = {index: turn for index in long if (turn := _longest_user(turns[index], done[index])) is not None}
-        cut.update(long)
-        if not chosen:
-            break
-        for index, text in _shortened(tokenizer, turns, chosen, examples, max_length):
-            done[index].add(chosen[index])
-            turns[index] = tuple(
-                Turn(turn.role, text) if number == chosen[index] else turn for number, turn in enumerate(turns[index])
-            )
-        again = list(chosen)
-        shorter = _examples(tokenizer, [rows[index] for index in again], [turns[index] for index in again])
-        for index, example in zip(again, shorter, strict=True):
+    # An ending of so many tokens is too long itself, so it is cut as its whole text would be.
+    drafts = [draft(endings(tokenizer, row.turns, max_length + 1)) for row in rows]
+    examples = _examples(tokenizer, rows, [now.turns for now in drafts])
+    for index, row in enumerate(rows):
+        if drafts[index].turns != row.turns and len(examples[index].ids) <= max_length:  # the template drops text
+            drafts[index] = draft(row.turns)
+            (examples[index],) = _examples(tokenizer, [row], [row.turns])
+    long = [index for index, example in enumerate(examples) if len(example.ids) > max_length]
+    while long:
+        following = {i: shorter(tokenizer, drafts[i], examples[i].answered, max_length) for i in long}
+        again = [index for index, now in following.items() if now is not None]
+        drafts = [following.get(index) or now for index, now in enumerate(drafts)]
+        written = _examples(tokenizer, [rows[index] for index in again], [drafts[index].turns for index in again])
+        for index, example in zip(again, written, strict=True):
             examples[index] = example
+        long = [index for index in again if len(examples[index].ids) > max_length]
     return [
-        Example(example.ids[:max_length], example.answered[:max_length], cut=index in cut)
-        for index, example in enumerate(examples)
+        Example(
+            example.ids[:max_length],
+            example.answered[:max_length],
+            cut=now.turns != row.turns,
+            answer_cut=len(example.ids) > max_length,
+        )
+        for row, now, example in zip(rows, drafts, examples, strict=True)
     ]
 
 
@@ -133,27 +143,6 @@ def _examples(tokenizer: Any, rows: Sequence[Row], turns: Sequence[Sequence[Turn
     return [
         Example(np.array(ids, np.int32), np.array(answered, np.bool_)) for ids, answered in _tokens(tokenizer, plans)
     ]
-
-
-def _longest_user(turns: Sequence[Turn], done: set[int]) -> int | None:
-    users = [index for index, turn in enumerate(turns) if turn.role == "user" and index not in done]
-    return max(users, key=lambda index: len(turns[index].content), default=None)
-
-
-def _shortened(
-    tokenizer: Any,
-    turns: Sequence[Sequence[Turn]],
-    chosen: dict[int, int],
-    examples: Sequence[Example],
-    max_length: int,
-) -> Iterable[tuple[int, str]]:
-    """For each chosen turn, its text without the tokens at its start that are too many, as far as it has them."""
-    contents = [turns[index][turn].content for index, turn in chosen.items()]
-    for index, ids in zip(chosen, _ids(tokenizer, contents, literal=True), strict=True):
-        # Two tokens more than needed: the cut may fall inside a character or a merge and encode longer again.
-        excess = len(examples[index].ids) - max_length + 2
-        kept = tokenizer.decode(ids[min(excess, len(ids) - 1) :], clean_up_tokenization_spaces=False)
-        yield index, kept.replace("\ufffd", "").strip() or "..."
 
 
 # --------------------------------------------------------------------------------------------- segments
@@ -227,8 +216,6 @@ def _pieces(tokenizer: Any, turns: Sequence[Turn], open_end: bool) -> list[tuple
 
 
 def _template(tokenizer: Any, turns: Sequence[Turn], prompt: bool) -> str:
-    import jinja2
-
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
         text: str = tokenizer.apply_chat_template(
@@ -238,9 +225,16 @@ def _template(tokenizer: Any, turns: Sequence[Turn], prompt: bool) -> str:
             add_generation_prompt=prompt,
             date_string=TODAY.strftime("%d %b %Y"),
         )
-    except jinja2.TemplateError as error:
-        raise DataError(f"the model's chat template refuses these roles ({error}).") from None
+    except Exception:  # its words may be the row's: a template can quote what it is given, and a server choose it
+        raise DataError(f"the model's chat template refuses a conversation of {_order(turns)}.") from None
     return text
+
+
+def _order(turns: Sequence[Turn]) -> str:
+    roles = [turn.role for turn in turns]
+    return ", ".join(roles[:ROLES_SHOWN]) + (
+        f" and {len(roles) - ROLES_SHOWN} more" if len(roles) > ROLES_SHOWN else ""
+    )
 
 
 def _dated(template: str) -> str:
@@ -259,40 +253,23 @@ def _dated(template: str) -> str:
 # ----------------------------------------------------------------------------------------------- tokens
 
 
-def _tokens(tokenizer: Any, plans: Sequence[Sequence[Segment]]) -> list[tuple[list[int], list[bool]]]:
+def _tokens(tokenizer: Any, plans: Sequence[Sequence[Segment]]) -> "list[tuple[array[int], bytearray]]":
     """For each plan its tokens and their marks. An answer ends with the end-of-turn token, added if none is there."""
     end = int(tokenizer.eos_token_id)
-    plain = iter(_ids(tokenizer, [s.text for plan in plans for s in plan if not s.literal], literal=False))
-    literal = iter(_ids(tokenizer, [s.text for plan in plans for s in plan if s.literal], literal=True))
+    plain = iter(token_ids(tokenizer, [s.text for plan in plans for s in plan if not s.literal], literal=False))
+    literal = iter(token_ids(tokenizer, [s.text for plan in plans for s in plan if s.literal], literal=True))
     found = []
     for plan in plans:
-        ids: list[int] = []
-        answered: list[bool] = []
+        ids = array("i")
+        answered = bytearray()
         for segment in plan:
             tokens = next(literal if segment.literal else plain)
-            if segment.closes and (segment.literal or tokens[-1:] != [end]):
-                tokens = [*tokens, end]
+            if segment.closes and (segment.literal or not tokens or tokens[-1] != end):
+                tokens.append(end)
             ids += tokens
-            answered += [segment.answer] * len(tokens)
+            answered += bytes([segment.answer]) * len(tokens)
         found.append((ids, answered))
     return found
-
-
-def _ids(tokenizer: Any, texts: Sequence[str], literal: bool) -> list[list[int]]:
-    """Tokenise many texts at once, on all cores; `literal` takes special tokens' names for ordinary text."""
-    if not texts:
-        return []
-    if not tokenizer.is_fast:
-        encoded = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=literal)
-        return list(encoded["input_ids"])
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = literal
-    try:
-        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-    finally:
-        backend.encode_special_tokens = False
 
 
 # ------------------------------------------------------------------------------------------ plain texts
@@ -300,14 +277,14 @@ def _ids(tokenizer: Any, texts: Sequence[str], literal: bool) -> list[list[int]]
 
 def encode_beginning(tokenizer: Any, text: str) -> list[int]:
     """Tokens of the beginning of a plain text, for generation to go on with."""
-    (ids,) = _ids(tokenizer, [text], literal=True)
+    (ids,) = token_ids(tokenizer, [text], literal=True)
     return [*_first(tokenizer), *ids]
 
 
 def _encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int) -> Iterable[list[Example]]:
     first = _first(tokenizer)
-    for ids in _ids(tokenizer, texts, literal=True):
-        tokens = np.array([*first, *ids, tokenizer.eos_token_id], np.int32)
+    for ids in token_ids(tokenizer, texts, literal=True):
+        tokens = np.concatenate([np.array(part, np.int32) for part in (first, ids, [tokenizer.eos_token_id])])
         starts = range(0, max(1, len(tokens) - 1), max_length - 1)
         windows = [tokens[start : start + max_length] for start in starts]
         yield [Example(window, np.ones(len(window), np.bool_)) for window in windows]

@@ -38,7 +38,19 @@ def show(silos: Sequence[SiloSurvey], recipe: Recipe, console: Console) -> None:
     table = Table(title=f"{len(silos)} silo{'s' if len(silos) > 1 else ''}, tokens of {escape(recipe.model.base)}")
     table.add_column("silo")
     table.add_column("split")
-    for name in ("rows", "tokens", "with loss", "length p50", "p90", "max", "cut", "lost", "twice", "leaks"):
+    for name in (
+        "rows",
+        "tokens",
+        "with loss",
+        "length p50",
+        "p90",
+        "max",
+        "cut",
+        "answer cut",
+        "lost",
+        "twice",
+        "leaks",
+    ):
         table.add_column(name, justify="right")
     for silo in silos:
         table.add_row(escape(printable(silo.name)), "train", *_numbers(silo.train), "")
@@ -52,7 +64,8 @@ def show(silos: Sequence[SiloSurvey], recipe: Recipe, console: Console) -> None:
 
 def _numbers(split: SplitSurvey) -> tuple[str, ...]:
     lengths = (split.lengths["p50"], split.lengths["p90"], split.lengths["max"])
-    numbers = (split.rows, split.tokens, split.loss_tokens, *lengths, split.cut, split.lost, split.duplicates)
+    cut = (split.cut, split.answer_cut, split.lost)
+    numbers = (split.rows, split.tokens, split.loss_tokens, *lengths, *cut, split.duplicates)
     return tuple(f"{number:,}" for number in numbers)
 
 
@@ -97,8 +110,13 @@ def _in_general(silos: Sequence[SiloSurvey], recipe: Recipe) -> list[str]:
         lines.append(f"Held out: {data.holdout:.0%} of the rows, drawn from the seed, where there is no test file.")
     if any(split.cut for split in splits):
         lines.append(
-            f"Cut: more than data.max_length = {data.max_length} tokens; the start of the user's text is left out, the "
-            "system turn and the responses are kept."
+            f"Cut: more than data.max_length = {data.max_length} tokens; the start of the user's text is left out, and "
+            "where that is not enough, early exchanges are; the system turn and the last response are kept."
+        )
+    if any(split.answer_cut for split in splits):
+        lines.append(
+            f"Answer cut: the last exchange alone has more than data.max_length = {data.max_length} tokens; its "
+            "response loses its end, so from these rows the model does not learn to stop."
         )
     if any(split.lost for split in splits):
         lines.append(f"Lost: no token of the response fits into data.max_length = {data.max_length}; left out.")

@@ -1,0 +1,85 @@
+"""What goes from a conversation that is too long, and in what order.
+
+1. The user's texts lose their start, the longest first, each down to its last token.
+2. If that is not enough, whole exchanges (a user turn with its answer) go from the front, as few as will do, and the
+   user's texts in what is left are cut anew. The system turn and the last exchange stay.
+3. If the last exchange alone is too long, its answer loses its end; that is the caller's to do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from silotune.data.pieces import ending, without_start
+from silotune.data.rows import Turn
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A conversation that is being made to fit."""
+
+    whole: tuple[Turn, ...]
+    """The exchanges that are kept, uncut."""
+    turns: tuple[Turn, ...]
+    """What is left of them."""
+    users: tuple[int, ...]
+    """User turns that can still lose text, in the order in which they do."""
+    tries: int = 0
+    """How often the first of them has been cut already."""
+
+
+def draft(turns: Sequence[Turn]) -> Draft:
+    """A conversation of which nothing is gone yet."""
+    users = [index for index, turn in enumerate(turns) if turn.role == "user"]
+    users.sort(key=lambda index: len(turns[index].content), reverse=True)
+    return Draft(tuple(turns), tuple(turns), tuple(users))
+
+
+def endings(tokenizer: Any, turns: tuple[Turn, ...], tokens: int) -> tuple[Turn, ...]:
+    """The turns with no more of a user's long text than its last `tokens` tokens or some more."""
+    return tuple(
+        replace(turn, content=ending(tokenizer, turn.content, tokens)) if turn.role == "user" else turn
+        for turn in turns
+    )
+
+
+def shorter(tokenizer: Any, now: Draft, answered: NDArray[np.bool_], max_length: int) -> Draft | None:
+    """The next, shorter draft of a conversation that comes to too many tokens; None if nothing more can go.
+
+    Args:
+        tokenizer: of the base model.
+        now: the draft.
+        answered: of its tokens, whether they belong to an answer.
+        max_length: tokens that it may have.
+    """
+    if not now.users:
+        count = _exchanges_to_drop(now.whole, answered, max_length)
+        return draft(_without_exchanges(now.whole, count)) if count else None
+    turns, users, tries = list(now.turns), list(now.users), now.tries
+    # What is left of a text may come to more tokens than it was: then a little more goes at the next try.
+    excess = len(answered) - max_length + 2**tries - 1
+    while users:
+        said = turns[users[0]]
+        rest, gone = without_start(tokenizer, said.content, excess)
+        turns[users[0]] = replace(said, content=rest)
+        excess -= gone
+        if excess <= 0:
+            break
+        users, tries = users[1:], -1  # down to its last token
+    return replace(now, turns=tuple(turns), users=tuple(users), tries=tries + 1)
+
+
+def _exchanges_to_drop(turns: Sequence[Turn], answered: NDArray[np.bool_], max_length: int) -> int:
+    """How many must go at least, if they took the system turn with them; of those that may go."""
+    most = sum(turn.role == "user" for turn in turns) - 1
+    ends = np.flatnonzero(answered[:-1] & ~answered[1:]) + 1
+    fitting = np.flatnonzero(len(answered) - ends <= max_length)
+    return min(most, int(fitting[0]) + 1 if len(fitting) else len(ends) or 1)
+
+
+def _without_exchanges(turns: Sequence[Turn], count: int) -> tuple[Turn, ...]:
+    start = 1 if turns[0].role == "system" else 0
+    return (*turns[:start], *turns[start + 2 * count :])
