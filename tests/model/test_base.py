@@ -182,3 +182,14 @@ def test_a_gguf_file_is_converted_once(monkeypatch, tmp_path, tiny_base):
     first = base.locate(str(tmp_path / "m.gguf"))
     assert base.locate(str(tmp_path / "m.gguf")) == first and len(calls) == 1
     base.load_tokenizer(first)
+
+
+def test_a_base_that_lacks_weights_is_refused_and_not_filled_up_at_random(tiny_base, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_base, tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 of the model's weights, model\.layers\.1\.mlp\.up_proj\.weight"):
+        base.load_model(str(tmp_path / "base"), base.place("cpu", "auto"))

@@ -333,6 +333,11 @@ class Split(Sequence[Example]):
         return int(self.store.cut[self.chosen].sum())
 
     @property
+    def shortened(self) -> int:
+        """Rows that were shortened in whatever way."""
+        return int((self.store.cut[self.chosen] | self.store.answer_cut[self.chosen]).sum())
+
+    @property
     def answer_cut(self) -> int:
         """Rows in which the answer lost its end."""
         return int(self.store.answer_cut[self.chosen].sum())

@@ -126,7 +126,12 @@ def load_model(location: str, placement: Placement) -> Any:
         )
     if placement.device == "cuda":
         options["device_map"] = {"": torch.cuda.current_device()}
-    model = _load("AutoModelForCausalLM", location, **options)
+    model, told = _load("AutoModelForCausalLM", location, output_loading_info=True, **options)
+    if told["missing_keys"]:  # transformers would go on with random numbers in their place
+        raise ModelError(
+            f"model.base: {location} lacks {len(told['missing_keys'])} of the model's weights, "
+            f"{sorted(told['missing_keys'])[0]} for one. Copy the folder again, or take another base."
+        )
     model.requires_grad_(False)
     model.config.use_cache = False
     return model.eval()
