@@ -112,6 +112,75 @@ def test_what_cannot_be_dealt_is_refused(deal, settings, says):
         deal(**settings)
 
 
+@pytest.fixture
+def deal_rows(tmp_path):
+    def make(train, test=(), fields=(), **settings):
+        paths = [str(write_records(tmp_path / f"{name}.jsonl", [{"prompt": "q", "completion": "a"} | row for row in rows]))
+                 for name, rows in (("train", train), ("test", test)) if rows]  # fmt: skip
+        settings = PoolSettings(train=paths[0], test=paths[1:] or None, **settings)
+        return pool.deal(settings, paths[:1], paths[1:], Reading(fields=fields), 0)
+
+    return make
+
+
+def test_values_are_what_they_are(deal_rows):
+    dealt = deal_rows([{"ward": w} for w in ("1", " 1 ", "1")], law="field", field="ward")
+    assert dealt.names == (" 1 ", "1") and dealt.train.tolist() == [1, 0, 1]
+    for values, says in (
+        (["1", 1], ":2: field 'ward' must be text or a whole number .* the same in all rows; here it is a number"),
+        ([1, True], ":2: field 'ward' must be text or a whole number .* it is true or false"),
+        (["a", " "], ":2: field 'ward' must be text or a whole number .* it is blank"),
+        (["a", 1.5], ":2: field 'ward' must be text or a whole number .* it is a number"),
+        (["x" * 65], ":1: the value of field 'ward' is longer than 64 characters"),
+        (["a\nb"], ":1: the value of field 'ward' .* cannot be shown"),
+    ):
+        with pytest.raises(DataError, match=says):
+            deal_rows([{"ward": value} for value in values], law="field", field="ward")
+
+
+@pytest.mark.parametrize("settings", [{}, {"field": "urgent"}, {"fields": (("label", "urgent"),)}])
+def test_labels_are_what_the_reader_takes_for_labels(deal_rows, settings):
+    name = "urgent" if settings else "label"
+    rows = [{name: number % 2 == 0} for number in range(40)]
+    dealt = deal_rows(rows, law="shards", silos=2, shards=1, **settings)
+    assert {tuple(np.flatnonzero(dealt.train == silo) % 2) for silo in (0, 1)} == {(0,) * 20, (1,) * 20}
+
+
+def test_a_long_text_is_no_label(deal_rows):
+    rows = [{"label": "a"} for _ in range(3000)]
+    deal_rows([*rows, {"label": "x" * 256}], law="dirichlet", silos=2)
+    with pytest.raises(
+        DataError, match=r"train\.jsonl:3001: field 'label' has 500000 characters; a label has at most 256"
+    ):
+        deal_rows([*rows, {"label": "x" * 500_000}], law="dirichlet", silos=2)
+
+
+def test_every_silo_is_tested(deal_rows):
+    rows = [{"label": f"{number % 20}"} for number in range(400)]
+    dealt = deal_rows(rows, rows[:30], law="dirichlet", silos=25, alpha=0.1)
+    assert np.bincount(dealt.test, minlength=25).min() == 1
+    labels = np.arange(400) % 20
+    strange = sum(labels[row] not in labels[dealt.train == silo] for row, silo in enumerate(dealt.test))
+    assert strange <= 2  # none but where its labels have no test row to spare
+    with pytest.raises(
+        DataError, match=r"data.pool.test: 24 rows are too few to test 25 silos. Give more rows or fewer"
+    ):
+        deal_rows(rows, rows[:24], law="iid", silos=25)
+    wards = [{"ward": ward} for ward in "abc"]
+    with pytest.raises(DataError, match=r"data.pool.test: 1 of 3 silos get no row to test on. Give rows of every silo"):
+        deal_rows(wards, wards[:2], law="field", field="ward")
+    with pytest.raises(DataError, match=r"test\.jsonl:2: the value of field 'ward' names no silo"):
+        deal_rows(wards, [wards[0], {"ward": "z"}], law="field", field="ward")
+
+
+def test_silos_are_filled_from_the_largest():
+    owners = np.repeat(np.arange(4, dtype=np.int32), [50, 30, 1, 0])
+    given = pool.filled(owners, 4, 5, np.random.default_rng(0))
+    assert np.bincount(given).tolist() == [41, 30, 5, 5]
+    assert (owners[given != owners] == 0).all()
+    assert pool.filled(owners, 4, 20, np.random.default_rng(0)).tolist().count(2) == 20
+
+
 def test_pooled_silos_are_found_by_name(tmp_path):
     path = str(write_records(tmp_path / "all.jsonl", ROWS))
     data = DataSettings(pool=PoolSettings(train=path, law="field", field="ward"))

@@ -4,16 +4,20 @@ import gzip
 import json
 import os
 import random
+import resource
 import signal
 import string
+from contextlib import contextmanager
 
+import numpy as np
 import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.data.helpers import rows_in, write_records
 
-from silotune.data import files, json_reader
+from silotune.data import files, json_reader, parquet_reader, table_reader, text_reader
+from silotune.data.reading import Reading, read_rows
 from silotune.data.rows import Turn
 from silotune.errors import DataError
 
@@ -45,13 +49,13 @@ def test_texts_by_document_paragraph_and_line(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     expected = {
-        "document": ["first line\nsecond\n\n  \nthird\r\n\nlast"],
-        "paragraph": ["first line\nsecond", "third", "last"],
-        "line": ["first line", "second", "third", "last"],
+        "document": ["\n first line\nsecond\n\n  \nthird\r\n\nlast"],
+        "paragraph": [" first line\nsecond", "third", "last"],
+        "line": [" first line", "second", "third", "last"],
     }
     for text_rows, texts in expected.items():
         found = rows_in(path, text_rows=text_rows)
-        assert [row.text.removeprefix(" ") for row in found] == texts, text_rows
+        assert [row.text for row in found] == texts, text_rows
     assert [row.line for row in rows_in(path, text_rows="paragraph")] == [2, 6, 8]
 
 
@@ -85,6 +89,12 @@ REFUSED = [
     ("a.jsonl", GOOD.decode().encode("utf-16"), ": the file is UTF-16 or UTF-32. Save it as UTF-8."),
     ("a.jsonl", GOOD.decode().encode("utf-16-le"), ": the file is UTF-16 or UTF-32. Save it as UTF-8."),
     ("a.csv", "prompt,completion\nq,a\n".encode("utf-16-be"), ": the file is UTF-16 or UTF-32. Save it as UTF-8."),
+    ("a.json", ("[" + GOOD.decode() + "]").encode("utf-16-le"), ": the file is UTF-16 or UTF-32. Save it as UTF-8."),
+    ("a.jsonl", gzip.compress(GOOD), ": the file is packed with gzip. Let its name end with .gz."),
+    ("a.json", b'{\n "prompt": "q",\n "completion": "a"\n}\n', ":1: not valid JSON (column 2): expecting property name "
+     "enclosed in double quotes. Put each object on one line, or all of them in one array"),
+    ("a.csv", b"prompt,completion\rq,a\r", ":1: not a sound table (lines end with \\r alone, as on old Macs"),
+    ("a.tsv", b"prompt\tcompletion\nq\ta\tb\n", ":2: 3 columns, the header has 2. Quote what holds tabs."),
     ("a.jsonl", b'{"prompt": "q", "prompt": "r", "completion": "a"}', ":1: a field stands twice in the row."),
     ("a.jsonl", b'{"prompt": "q", "completion": "a", "n": 1e999}', ":1: a number of absurd size."),
     ("a.jsonl", b'{"prompt": "q", "completion": "a", "n": ' + b"9" * 5000 + b"}", ":1: a number of absurd size."),
@@ -207,16 +217,155 @@ def test_parquet_refusals(tmp_path):
         rows_in(path)
 
 
-def test_a_line_that_is_too_long_is_refused(tmp_path, monkeypatch):
-    for module in (files, json_reader):
+def one_text_pointed_at(path, size, rows, inside=None):
+    """A small Parquet file of many rows that share one long text."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    indices = pa.array(np.zeros(rows, np.int32))
+    texts = pa.DictionaryArray.from_arrays(indices, pa.array(["x" * size]))
+    if inside == "list":
+        texts = pa.ListArray.from_arrays(pa.array([0, rows], pa.int32()), texts)
+    elif inside == "messages":
+        turns = pa.StructArray.from_arrays([texts, texts], ["role", "content"])
+        texts = pa.ListArray.from_arrays(pa.array([0, rows], pa.int32()), turns)
+    pq.write_table(
+        pa.table({inside or "text": texts}),
+        path,
+        compression="zstd",
+        store_schema=False,
+        dictionary_pagesize_limit=1 << 27,
+    )
+    assert path.stat().st_size < 20_000
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "inside", "says"),
+    [
+        (1 << 20, 60_000, None, "unpacks to more than 64 MiB, more than 200 times its size"),
+        (50 << 20, 64, None, ": row 1: the row is longer than 16 MiB"),
+        (1 << 20, 60_000, "list", ": row 1: the row is longer than 16 MiB"),
+        (1 << 20, 60_000, "messages", ": row 1: the row is longer than 16 MiB"),
+    ],
+)
+def test_parquet_that_points_at_one_text_again_and_again_is_refused(tmp_path, size, rows, inside, says):
+    path = one_text_pointed_at(tmp_path / "a.parquet", size, rows, inside)
+    with in_bounds(), pytest.raises(DataError) as error:
+        rows_in_turn(path)
+    assert says in str(error.value)
+
+
+def test_a_column_that_python_has_no_value_for_is_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "a.parquet"
+    for column in (pa.array([2**60], pa.timestamp("ms")), pa.array([1], pa.timestamp("s", "Mars/Olympus"))):
+        pq.write_table(pa.table({"text": ["t"], "when": column}), path)
+        with pytest.raises(DataError, match=r"row 1: column 'when' holds a value of type timestamp.* Leave the column"):
+            rows_in(path)
+    pq.write_table(pa.table({"text": [b"t"]}), path)
+    with pytest.raises(DataError, match="field 'text' must be text, not binary data"):
+        rows_in(path)
+
+
+def test_parquet_with_categories_maps_and_lists_of_lists_is_read(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, count = tmp_path / "a.parquet", 3000
+    turns = [{"role": "user", "content": "q" * 50}, {"role": "assistant", "content": "a"}]
+    pq.write_table(
+        pa.table(
+            {
+                "messages": [turns] * count,
+                "label": pa.array([f"{i % 9}" * 90 for i in range(count)]).dictionary_encode(),
+                "note": pa.array([f"{i % 9}" * 9000 for i in range(count)]).dictionary_encode(),
+                "map": pa.array([[("k", "v")], None, []] * (count // 3), pa.map_(pa.string(), pa.string())),
+                "deep": pa.array([[["a", None], []], None, [None, ["b"]]] * (count // 3)),
+                "pair": pa.array([["a", "b"]] * count, pa.list_(pa.string(), 2)),
+            }
+        ),
+        path,
+    )
+    rows = rows_in(path)
+    assert len(rows) == count and {row.turns for row in rows} == {(Turn("user", "q" * 50), Turn("assistant", "a"))}
+    assert rows[4].label == "4" * 90
+
+
+LONG = "a" * 700
+TOO_LONG = [
+    # name, bytes, line of the row that is longer than 1000 bytes
+    ("a.jsonl", GOOD + b'{"prompt": "q", "completion": "' + b"a" * 2000 + b'"}', 2),
+    ("b.txt", b"a" * 2000, 1),
+    ("c.txt", b"a\n" * 700, 1),
+    ("d.txt", "\u00e9".encode() * 700, 1),
+    ("e.csv", f'prompt,completion\nq,a\n"{LONG}\n","{LONG}\n"\n'.encode(), 3),
+    ("f.csv", b'prompt,completion\nq,"a\n' + b"q,a\n" * 400, 2),
+    ("g.json", json.dumps([{"prompt": "q", "completion": "a"}, {"prompt": LONG, "completion": LONG}], indent=0).encode(), 6),
+    ("h.json", b'[{"prompt": "q", "completion": "' + "\u00e9".encode() * 700 + b'"}]', 1),
+    ("i.json", b'[{"prompt": "q", "completion": "' + b"a" * (3 << 20) + b'"}]', 1),
+    ("j.parquet", [{"prompt": LONG, "completion": LONG}], 1),
+    ("k.parquet", [{"messages": [{"role": "user", "content": LONG}, {"role": "assistant", "content": LONG}]}], 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "data", "line"), TOO_LONG, ids=[name for name, _, _ in TOO_LONG])
+def test_a_row_that_is_too_long_is_refused(tmp_path, monkeypatch, name, data, line):
+    path = tmp_path / name
+    path.write_bytes(data) if isinstance(data, bytes) else write_records(path, data)
+    for module in (files, json_reader, table_reader, text_reader, parquet_reader):
         monkeypatch.setattr(module, "MOST_ROW", 1000)
-    for name, data in (
-        ("a.jsonl", GOOD + b'{"prompt": "q", "completion": "' + b"a" * 2000 + b'"}'),
-        ("b.txt", b"a" * 2000),
-    ):
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(DataError, match="longer than"):
-            rows_in(tmp_path / name)
+    with pytest.raises(DataError) as error:
+        rows_in(path)
+    place = f"{path}: row {line}" if name.endswith("parquet") else f"{path}:{line}"
+    assert str(error.value).startswith(f"{place}: the row is longer than "), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "part", "end"),
+    [("a.csv", b"prompt,completion\nq,", b'"' + b"a\n" * (1 << 20) + b'",', b'"a"\n'), ("a.json", b"[[", b'"' + b"a" * (2 << 20) + b'",', b"1]]")],
+)  # fmt: skip
+def test_a_row_of_many_long_fields_is_refused_in_bounded_memory(tmp_path, name, start, part, end):
+    path = tmp_path / name
+    path.write_bytes(start + part * 50 + end)
+    with in_bounds(), pytest.raises(DataError, match="the row is longer than 16 MiB"):
+        rows_in_turn(path)
+
+
+def test_an_error_in_an_array_is_told_without_reading_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_reader._Blocks, "more", counted := Counted(json_reader._Blocks.more))
+    path = tmp_path / "a.json"
+    path.write_bytes(b'[{"prompt" 1},' + b" " * (8 << 20))
+    with pytest.raises(DataError, match=r"a\.json:1: not valid JSON: expecting ':' delimiter"):
+        rows_in(path)
+    assert counted.calls == 1
+
+
+class Counted:
+    """A method that counts how often it is called."""
+
+    def __init__(self, method):
+        self.method, self.calls = method, 0
+
+    def __get__(self, instance, _):
+        def call(*arguments):
+            self.calls += 1
+            return self.method(instance, *arguments)
+
+        return call
+
+
+def test_a_wide_table_is_read_in_time(tmp_path):
+    names = [f"column {number}" for number in range(60_000)] + ["text"]
+    path = tmp_path / "a.csv"
+    path.write_text(f"{','.join(names)}\n{'x,' * 60_000}t\n")
+    with in_bounds(seconds=5):
+        assert [row.text for row in rows_in(path)] == ["t"]
+        path.write_text(f"{','.join(names)},column 7\n")
+        with pytest.raises(DataError, match="columns 8 and 60002 of the header have one name"):
+            rows_in(path)
 
 
 # ------------------------------------------------------------------------------------------- read right
@@ -281,16 +430,28 @@ def test_any_text_comes_out_equal_from_every_format(tmp_path, pairs):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(TEXT)
-def test_any_text_comes_out_equal_as_a_document(tmp_path, text):
+@given(TEXT, st.sampled_from(["", "\n", "\r\n"]))
+def test_any_text_comes_out_equal_as_a_document(tmp_path, text, end):
     path = tmp_path / "a.txt"
-    path.write_bytes(b"\n" + text.encode())
-    (row,) = rows_in(path)
-    lines = text.split("\n")
-    while not lines[0].strip():
-        lines.pop(0)
-    expected = "\n".join(lines)
-    assert row.text == expected.removesuffix("\n").removesuffix("\r")
+    text = text.removeprefix("\ufeff")
+    if (not end and text.endswith("\n")) or (end == "\n" and text.endswith("\r")):
+        text += "."  # else its own last characters would be the line end
+    path.write_bytes(text.encode() + end.encode())
+    assert [row.text for row in rows_in(path)] == ([text] if text.strip() else [])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.text("ab \t\r\f\u2028\u3000é", min_size=1).filter(str.strip), min_size=1),
+    st.sampled_from(["\n", " \n\f\n\r\n"]),
+)
+def test_any_lines_and_paragraphs_come_out_equal(tmp_path, texts, blank):
+    path = tmp_path / "a.txt"
+    texts = [text.removesuffix("\r") + "." for text in texts]
+    path.write_bytes(blank.encode() + "\n".join(texts).encode())
+    assert [row.text for row in rows_in(path, text_rows="line")] == texts
+    path.write_bytes(blank.encode() + ("\r\n" + blank).join(texts).encode() + b"\r")
+    assert [row.text for row in rows_in(path, text_rows="paragraph")] == [*texts[:-1], texts[-1] + "\r"]
 
 
 MOST_MEMORY = 256 << 20
@@ -319,6 +480,35 @@ def damaged(data: bytes, random: random.Random) -> bytes:
     return bytes(data)
 
 
+def rows_in_turn(path):
+    """Read a file to its end and keep nothing of it."""
+    for _ in read_rows([str(path)], Reading()):
+        pass
+
+
+@contextmanager
+def in_bounds(memory=MOST_MEMORY, seconds=20):
+    """Fail what takes more memory or time than it should."""
+
+    def too_late(*_: object) -> None:
+        raise AssertionError(f"took more than {seconds} seconds")
+
+    # What imports and threads take is not the file's doing.
+    import pyarrow.compute
+    import pyarrow.parquet  # noqa: F401
+
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + memory, limits[1]))
+    before = signal.signal(signal.SIGALRM, too_late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
 @pytest.mark.parametrize("name", [*FORMATS, "a.txt"])
 def test_damaged_files_never_give_a_traceback_or_hang(tmp_path, name):
     generator = random.Random(name)
@@ -329,24 +519,11 @@ def test_damaged_files_never_give_a_traceback_or_hang(tmp_path, name):
         write_records(path, FORTY)
     whole = path.read_bytes()
 
-    def too_long(*_: object) -> None:
-        raise AssertionError("took more than ten seconds")
-
-    import resource  # of this process: what is left of a bad file's claims is a MemoryError, and that fails
-
     rows_in(path)
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + MOST_MEMORY, limits[1]))
-    before = signal.signal(signal.SIGALRM, too_long)
-    try:
-        for _ in range(120):
-            path.write_bytes(damaged(whole, generator))
-            signal.alarm(10)
+    for _ in range(120):
+        path.write_bytes(damaged(whole, generator))
+        with in_bounds(seconds=10):
             try:
                 rows_in(path)
             except DataError as error:
                 assert str(error).startswith(str(tmp_path)) and str(error).isprintable()
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,11 +15,13 @@ from tests.conftest import make_tokenizer
 from tests.data.helpers import rows_in, write_records
 
 from silotune import cache
-from silotune.data import store
+from silotune.data import corpus, store
 from silotune.data.reading import Reading
+from silotune.data.silos import SiloFiles
 from silotune.data.store import Split, open_store
 from silotune.data.tokens import encode
-from silotune.errors import DataError
+from silotune.errors import DataError, InputError
+from silotune.settings import DataSettings, PoolSettings
 
 RECORDS = [
     {"prompt": "red " * (i % 9 + 1), "completion": "blue stone", "label": "ab"[i % 2], "id": i} for i in range(700)
@@ -118,8 +121,68 @@ def test_nothing_is_kept_of_a_file_with_a_bad_row_or_one_that_changes(tmp_path, 
         path.write_bytes(path.read_bytes() * 2)
 
     monkeypatch.setattr(store, "_build", meddle)
-    with pytest.raises(DataError, match="changed while they were read"):
+    with pytest.raises(DataError, match="changed while it was read"):
         open_store([str(path)], Reading(), tokenizer, 40)
+
+
+def test_a_file_that_changes_after_it_was_hashed_poisons_no_cache(tmp_path, tokenizer, monkeypatch):
+    path = write_records(tmp_path / "a.jsonl", RECORDS[:50])
+    digested = store.content_key
+
+    def meddle(sources, *more):
+        key = digested(sources, *more)
+        path.write_bytes(path.read_bytes() + path.read_bytes())
+        return key
+
+    pool = DataSettings(pool=PoolSettings(train=str(path), law="iid", silos=2))
+    silos = [SiloFiles("a", (str(path),), (str(path),))]
+    for read in (
+        lambda: open_store([str(path)], Reading(), tokenizer, 40),
+        lambda: corpus.silos_of(pool, 0),
+        lambda: corpus.leaks_of(silos, Reading(), 0.1, 0),
+        lambda: corpus.counted_rows(silos[0], Reading()),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "content_key", meddle)
+            with pytest.raises(DataError, match=r"a\.jsonl: the file was changed while it was read"):
+                read()
+        assert not [entry for entry in cache.home().glob("*/*") if entry.is_dir() and entry.parent.name != "tokens"]
+        read()
+        shutil.rmtree(cache.home())
+
+
+def test_a_file_that_is_rewritten_with_its_old_date_is_another(tmp_path, tokenizer):
+    path = write_records(tmp_path / "a.jsonl", [{"prompt": "red", "completion": "blue"}])
+    os.utime(path, (1, 1))
+    first = open_store([str(path)], Reading(), tokenizer, 40).digests.tobytes()
+    path.write_bytes(path.read_bytes().replace(b"red", b"sea"))
+    os.utime(path, (1, 1))
+    assert open_store([str(path)], Reading(), tokenizer, 40).digests.tobytes() != first
+
+
+@pytest.mark.parametrize("where", ["a file", "below a file", "/proc/none", "~nobody-of-this-name/x"])
+def test_a_cache_that_cannot_be_written_is_told_in_one_line(tmp_path, tokenizer, monkeypatch, where):
+    path = write_records(tmp_path / "a.jsonl", RECORDS[:5])
+    (tmp_path / "file").write_text("")
+    place = {"a file": str(tmp_path / "file"), "below a file": str(tmp_path / "file" / "x")}.get(where, where)
+    monkeypatch.setenv("SILOTUNE_HOME", place)
+    with pytest.raises(InputError) as error:
+        open_store([str(path)], Reading(), tokenizer, 40)
+    assert "SILOTUNE_HOME" in str(error.value) and "\n" not in str(error.value)
+    assert where.startswith("~") or str(error.value).startswith(f"{place}/tokens: the cache cannot be written (")
+
+
+@pytest.mark.parametrize("rows", [5, 700])
+def test_a_full_disk_is_told_in_one_line(tmp_path, tokenizer, rows):
+    path = write_records(tmp_path / "a.jsonl", RECORDS[:rows])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"/tokens: the cache cannot be written \(.*\)\. Make room"):
+            open_store([str(path)], Reading(), tokenizer, 40)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert open_store([str(path)], Reading(), tokenizer, 40).size == rows
 
 
 def test_a_template_that_refuses_names_the_file_and_line(tmp_path):

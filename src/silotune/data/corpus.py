@@ -1,6 +1,7 @@
 """A silo's own text: found, read, split and tokenised once for a content."""
 
 import functools
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,13 @@ from numpy.typing import NDArray
 
 from silotune.data import leaks
 from silotune.data.files import printable
-from silotune.data.pool import pooled_silos, rows_of
+from silotune.data.leaks import Placed
+from silotune.data.pool import dealt_rows, pooled_silos, rows_of
 from silotune.data.reading import Reading, read_rows
 from silotune.data.rows import Row
 from silotune.data.seeds import derive
 from silotune.data.silos import SiloConfig, SiloFiles, find_silos, listed_silos
-from silotune.data.store import Split, Store, content_key, open_store, stamp
+from silotune.data.store import Same, Split, Store, kept, open_store, stamp
 from silotune.errors import DataError
 from silotune.settings import DataSettings, SiloSource
 
@@ -46,10 +48,8 @@ class Corpus:
 
     train: Split
     test: Split
-    leaked: int = 0
-    """Test rows that also stand in training text."""
     dropped: int = 0
-    """How many of them were left out."""
+    """Test rows left out because they also stand in training text."""
 
 
 def load_corpus(silo: SiloConfig, tokenizer: Any, max_length: int, seed: int) -> Corpus:
@@ -59,36 +59,25 @@ def load_corpus(silo: SiloConfig, tokenizer: Any, max_length: int, seed: int) ->
         DataError: a file or row cannot be used, or there is nothing to train or to test on.
     """
     stamps = tuple(stamp(source) for source in (*silo.files.train, *silo.files.test))
-    key = (silo.files, silo.reading, silo.holdout, silo.leaks, silo.drop_leaks)
-    return _loaded(_Held(silo, tokenizer), key, stamps, max_length, seed)
-
-
-class _Held:
-    """Arguments that a cache looks past: what they hold is in its other keys, and tokenizers are told by identity."""
-
-    def __init__(self, silo: SiloConfig, tokenizer: Any) -> None:
-        self.silo, self.tokenizer = silo, tokenizer
-
-    def __hash__(self) -> int:
-        return id(self.tokenizer)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held) and other.tokenizer is self.tokenizer
+    told = SiloConfig(
+        silo.files, holdout=silo.holdout, reading=silo.reading, leaks=silo.leaks, drop_leaks=silo.drop_leaks
+    )
+    return _loaded(told, Same(tokenizer), max_length, seed, stamps)
 
 
 @functools.lru_cache(maxsize=64)
-def _loaded(held: _Held, _key: object, _stamps: object, max_length: int, seed: int) -> Corpus:
-    silo = held.silo
+def _loaded(silo: SiloConfig, same: Same, max_length: int, seed: int, _stamps: object) -> Corpus:
+    """As `load_corpus`, of a configuration that holds nothing but what a corpus depends on."""
     files = silo.files
     assert silo.holdout is not None, "settled by the job before text is read"
-    train = open_store(files.train, silo.reading, held.tokenizer, max_length)
-    test = open_store(files.test, silo.reading, held.tokenizer, max_length) if files.test else train
+    train = open_store(files.train, silo.reading, same.tokenizer, max_length)
+    test = open_store(files.test, silo.reading, same.tokenizer, max_length) if files.test else train
     chosen = chosen_rows(files, train.size, test.size, silo.holdout, seed)
-    leaked = leaks.read(silo.leaks, files.name).all if silo.leaks is not None else frozenset()
-    kept = chosen.test
-    if silo.drop_leaks:
-        kept = np.array([row for row in chosen.test.tolist() if row not in leaked], np.int64)
-    corpus = Corpus(Split(train, chosen.train), Split(test, kept), len(leaked), len(chosen.test) - len(kept))
+    tested = chosen.test
+    if silo.drop_leaks and silo.leaks is not None:
+        leaked = leaks.read(silo.leaks, files.name).all
+        tested = np.array([row for row in chosen.test.tolist() if row not in leaked], np.int64)
+    corpus = Corpus(Split(train, chosen.train), Split(test, tested), len(chosen.test) - len(tested))
     _require_something(files, train, corpus, max_length)
     return corpus
 
@@ -107,7 +96,8 @@ def _require_something(files: SiloFiles, store: Store, corpus: Corpus, max_lengt
                 f"data.max_length = {max_length}."
             )
     if not corpus.dropped and not corpus.test.rows:
-        raise DataError(f"{tested}: silo {printable(files.name)!r} gets no row to test on.")
+        raise DataError(f"{tested}: silo {printable(files.name)!r} gets no row to test on. Give it more test rows, or "
+                        "no test file, so that a share of its training rows is held out.")  # fmt: skip
     if corpus.dropped and not corpus.test.rows:
         raise DataError(
             f"{tested}: all {corpus.dropped} test rows also stand in training text, so data.drop_leaks leaves nothing "
@@ -150,57 +140,70 @@ def chosen_rows(files: SiloFiles, train_rows: int, test_rows: int, holdout: floa
 
 def silo_rows(files: SiloFiles, reading: Reading, chosen: Chosen, split: str) -> Iterator[tuple[int, Row]]:
     """Yield (number in its sources, row) of a silo's split, streamed."""
-    sources = files.test if split == "test" and files.test else files.train
-    wanted = chosen.test if split == "test" else chosen.train
-    member = np.zeros(int(wanted.max(initial=-1)) + 1, np.bool_)
-    member[wanted] = True
-    for number, (_, row) in enumerate(read_rows(sources, reading)):
-        if number >= len(member):
-            return
-        if member[number]:
-            yield number, row
+    for _, number, row in _placed([(files, chosen)], reading, split):
+        yield number, row
 
 
-class _Rows:
-    """Rows that are read anew each time they are asked for."""
+def _placed(silos: Sequence[tuple[SiloFiles, Chosen]], reading: Reading, split: str) -> Iterator[Placed]:
+    """Yield all rows of a split of all silos; a pool is read once for all silos that it was dealt out to."""
+    together: dict[tuple[tuple[str, ...], str], list[tuple[str, NDArray[np.int64]]]] = defaultdict(list)
+    for files, chosen in silos:
+        sources = files.test if split == "test" and files.test else files.train
+        wanted = chosen.test if split == "test" else chosen.train
+        together[sources, files.part or f"all of {files.name}"].append((files.name, wanted))
+    for (sources, _), shares in together.items():
+        owners = np.full(1 + max(int(wanted.max(initial=-1)) for _, wanted in shares), -1, np.int32)
+        for index, (_, wanted) in enumerate(shares):
+            owners[wanted] = index
+        for number, ((_, row), owner) in enumerate(zip(read_rows(sources, reading), owners, strict=False)):
+            if owner >= 0:
+                yield shares[owner][0], number, row
 
-    def __init__(self, files: SiloFiles, reading: Reading, chosen: Chosen, split: str) -> None:
-        self._arguments = files, reading, chosen, split
 
-    def __iter__(self) -> Iterator[tuple[int, Row]]:
-        return silo_rows(*self._arguments)
+# ------------------------------------------------------------------------------------------------ leaks
 
 
 def leaks_of(silos: Sequence[SiloFiles], reading: Reading, holdout: float, seed: int) -> Path:
     """The folder of these silos' leaks: which rows of a test also stand in any of their training texts.
 
     Raises:
-        DataError: a row cannot be used; every row is checked on the way.
+        DataError: a row cannot be used; every row is checked on the way, unless that was done for this content.
     """
-    chosen = {files: chosen_rows(files, *counted_rows(files, reading), holdout, seed) for files in silos}
-    sources = [source for files in silos for source in (*files.train, *files.test)]
-    described = [(files.name, len(files.train), len(files.test), files.part) for files in silos]
-    key = content_key(list(dict.fromkeys(sources)), reading, described, holdout, seed)
-    texts = {
-        files.name: leaks.Text(_Rows(files, reading, rows, "train"), _Rows(files, reading, rows, "test"))
-        for files, rows in chosen.items()
-    }
-    return leaks.kept(key, texts)
+    sources = list(dict.fromkeys(source for files in silos for source in (*files.train, *files.test)))
+    numbers = {source: number for number, source in enumerate(sources)}
+    described = [
+        (
+            files.name,
+            [numbers[source] for source in files.train],
+            [numbers[source] for source in files.test],
+            files.part and Path(files.part).name,
+        )
+        for files in silos
+    ]
+
+    def build(folder: Path) -> None:
+        chosen = [(files, chosen_rows(files, *counted_rows(files, reading), holdout, seed)) for files in silos]
+        names = [files.name for files in silos]
+        found = leaks.find(names, _placed(chosen, reading, "train"), _placed(chosen, reading, "test"))
+        leaks.write(folder, found)
+
+    return kept("leaks", sources, reading, (described, holdout, seed), build)
 
 
 def counted_rows(files: SiloFiles, reading: Reading) -> tuple[int, int]:
-    """How many rows a silo's sources hold, train and test; every row is checked on the way.
+    """How many rows a silo's sources hold, train and test; counted once for a content.
 
     Raises:
-        DataError: a row cannot be used.
+        DataError: a row cannot be used; every row is checked on the way.
     """
-    train, test = (_count(sources, reading, tuple(map(stamp, sources))) for sources in (files.train, files.test))
-    return train, test
+    return dealt_rows(files) or (_count(files.train, reading), _count(files.test, reading))
 
 
-@functools.lru_cache(maxsize=1024)
-def _count(sources: tuple[str, ...], reading: Reading, _stamps: object) -> int:
-    return sum(1 for _ in read_rows(sources, reading))
+def _count(sources: Sequence[str], reading: Reading) -> int:
+    def build(folder: Path) -> None:
+        (folder / "rows").write_text(str(sum(1 for _ in read_rows(sources, reading))))
+
+    return int((kept("counts", sources, reading, (), build) / "rows").read_text()) if sources else 0
 
 
 def first_test_rows(files: SiloFiles, reading: Reading, chosen: Chosen, count: int) -> Sequence[Row]:

@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 from silotune.errors import DataError
 
-MOST_ROW = 64 << 20
-"""Bytes of one row at most."""
+MOST_ROW = 16 << 20
+"""Bytes of one row at most: to tokenise a text takes some hundred times its size."""
 MOST_RATIO, FREE_BYTES = 200, 64 << 20
 """A packed file may unpack to this many times its size (text packs to about a tenth), and to these bytes always."""
 
@@ -26,6 +26,16 @@ GZIP = ".gz"
 def printable(name: object) -> str:
     """A name as it may be shown in a terminal: control characters written as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(name))
+
+
+def text_size(text: str) -> int:
+    """Bytes of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8"))
+
+
+def too_long(where: str, advice: str = "") -> DataError:
+    """The refusal of a row that is longer than `MOST_ROW`."""
+    return DataError(f"{where}: the row is longer than {MOST_ROW >> 20} MiB.{advice}")
 
 
 def suffixes(path: Path) -> tuple[str, bool]:
@@ -48,6 +58,8 @@ def require_file(path: Path, inside: Path | None = None) -> int:
     shown = printable(path)
     try:
         status = path.stat()
+    except ValueError:  # a NUL, or a character that the file system has no bytes for
+        raise DataError(f"{shown}: no file can have this name.") from None
     except FileNotFoundError:
         broken = " (a link to nothing)" if path.is_symlink() else ""
         raise DataError(f"{shown}: no such file{broken}.") from None
@@ -130,9 +142,9 @@ def numbered_lines(stream: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
     while line := stream.readline(MOST_ROW + 1):
         number += 1
         if len(line) > MOST_ROW:
-            raise DataError(f"{shown}:{number}: the line is longer than {MOST_ROW >> 20} MiB.")
+            raise too_long(f"{shown}:{number}")
         if number == 1:
-            _no_wide_encoding(line, shown)
+            no_other_encoding(line, shown)
             line = line.removeprefix(b"\xef\xbb\xbf")
         if b"\x00" in line:
             raise DataError(f"{shown}:{number}: a NUL byte (column {line.index(0) + 1}). Save the file as UTF-8 text.")
@@ -144,8 +156,14 @@ def numbered_lines(stream: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
             ) from None
 
 
-def _no_wide_encoding(start: bytes, shown: str) -> None:
-    """Name UTF-16 and UTF-32, with a byte order mark or without."""
+def no_other_encoding(start: bytes, shown: str) -> None:
+    """Refuse by its name what a file is instead of UTF-8 text: gzip, UTF-16 and UTF-32 (with a byte order mark or not).
+
+    Raises:
+        DataError: it is one of those.
+    """
+    if start.startswith(b"\x1f\x8b"):
+        raise DataError(f"{shown}: the file is packed with gzip. Let its name end with {GZIP}.")
     wide = start.startswith((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff"))
     zeros = start[:64].count(0)
     if wide or (zeros >= 4 and zeros * 3 >= len(start[:64])):

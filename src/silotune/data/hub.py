@@ -1,10 +1,12 @@
 """Rows from datasets on the Hugging Face hub: `hf:OWNER/NAME`, `hf:OWNER/NAME:CONFIG`, `...@SPLIT`."""
 
+import functools
 import os
 import re
 from collections.abc import Iterator
 from typing import Any
 
+from silotune.data.files import MOST_ROW, printable, too_long
 from silotune.data.records import Record
 from silotune.errors import DataError
 
@@ -15,10 +17,29 @@ def hub_records(source: str) -> Iterator[Record]:
     """Yield the rows of a dataset, which the datasets library fetches once and memory-maps.
 
     Raises:
-        DataError: no such dataset, or it cannot be reached.
+        DataError: no such dataset, it cannot be reached or read, or a row is too long.
     """
-    for number, fields in enumerate(load(source), 1):
-        yield Record(number, f"{source}: row {number}", fields)
+    rows = enumerate(load(source), 1)
+    while True:
+        try:
+            number, fields = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # as in `load`
+            raise DataError(f"{source}: the dataset cannot be read ({type(error).__name__}). Fetch it again.") from None
+        where = f"{source}: row {number}"
+        if _size(fields) > MOST_ROW:
+            raise too_long(where)
+        yield Record(number, where, fields)
+
+
+def _size(value: Any) -> int:
+    """Bytes of all text in a value."""
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 0
 
 
 def identity(source: str) -> str:
@@ -26,15 +47,16 @@ def identity(source: str) -> str:
     return str(load(source)._fingerprint)
 
 
+@functools.lru_cache(maxsize=32)
 def load(source: str) -> Any:
-    """The dataset that an id names, as the datasets library holds it.
+    """The dataset that an id names, as the datasets library holds it; asked for once in a process.
 
     Raises:
         DataError: no such dataset, or it cannot be reached.
     """
     match = ID.fullmatch(source)
     if match is None:
-        raise DataError(f"{source}: not of the form hf:OWNER/NAME[:CONFIG][@SPLIT].")
+        raise DataError(f"{printable(source)}: not of the form hf:OWNER/NAME[:CONFIG][@SPLIT].")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import datasets
 
@@ -42,7 +64,13 @@ def load(source: str) -> Any:
     try:
         return datasets.load_dataset(match["name"], match["config"], split=match["split"] or "train")
     except Exception as error:  # the library raises many kinds, from many libraries below it
+        offline = datasets.config.HF_HUB_OFFLINE or datasets.config.HF_DATASETS_OFFLINE
+        reach = (
+            "unset HF_HUB_OFFLINE and HF_DATASETS_OFFLINE, with which only what was fetched before can be had"
+            if offline
+            else "see that the hub can be reached from here"
+        )
         raise DataError(
             f"{source}: the dataset cannot be had ({type(error).__name__}). Check its name, configuration and split, "
-            "and that the hub can be reached from here; or give files."
+            f"and {reach}; or give files."
         ) from None

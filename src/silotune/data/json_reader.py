@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from silotune.data.files import MOST_ROW, numbered_lines, opened, printable
+from silotune.data.files import MOST_ROW, no_other_encoding, numbered_lines, opened, printable, text_size, too_long
 from silotune.data.records import Record, json_type
 from silotune.errors import DataError
 from silotune.settings import TextRows
+
+LONGEST_WORD = 16
+"""Characters at most of what the decoder finds wrong where it begins if its end is missing: `tru`, `\\u00`."""
 
 
 def json_records(stream: BinaryIO, path: Path, _: TextRows) -> Iterator[Record]:
@@ -44,7 +47,10 @@ def _decoded(text: str, where: str) -> Any:
     try:
         value, end = decoder.raw_decode(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON (column {error.colno}): {error.msg.lower()}.") from None
+        # An object that goes on below, as programs that indent write it.
+        goes_on = error.pos >= len(text) and text.startswith("{")
+        advice = " Put each object on one line, or all of them in one array, [ ... ]." if goes_on else ""
+        raise DataError(f"{where}: not valid JSON (column {error.colno}): {error.msg.lower()}.{advice}") from None
     except RecursionError:
         raise DataError(f"{where}: nested too deeply.") from None
     except ValueError:
@@ -87,6 +93,7 @@ class _Blocks:
         self.text, self.position, self.number = "", 0, 1
         self._stream, self._shown = stream, shown
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._begun = False
 
     @property
     def where(self) -> str:
@@ -100,6 +107,9 @@ class _Blocks:
     def more(self, size: int = 1 << 20) -> bool:
         """Read on; return whether there was more."""
         block = self._stream.read(size)
+        if not self._begun:
+            no_other_encoding(block, self._shown)
+            self._begun = True
         end = self.number + self.text.count("\n", self.position)
         if b"\x00" in block:
             line = end + block.count(b"\n", 0, block.index(0))
@@ -132,16 +142,24 @@ class _Blocks:
             except RecursionError:
                 raise DataError(f"{self.where}: nested too deeply.") from None
             except json.JSONDecodeError as error:
-                # It may only be cut by the block's end: tried again at twice its length, so that time stays linear.
+                # Read on for twice its length if the block's end cuts it, so that time stays linear.
                 held = len(self.text) - self.position
-                if held <= MOST_ROW and self.more(max(held, 1 << 20)):
+                if self._cut(error) and held > MOST_ROW:
+                    raise too_long(self.where, " A quote or bracket in it may never be closed.") from None
+                if self._cut(error) and self.more(max(held, 1 << 20)):
                     continue
                 line = self.number + self.text.count("\n", self.position, error.pos)
                 raise DataError(f"{self._shown}:{line}: not valid JSON: {error.msg.lower()}.") from None
             except ValueError:
                 raise DataError(f"{self.where}: a number of absurd size.") from None
+            if end - self.position > MOST_ROW // 4 and text_size(self.text[self.position : end]) > MOST_ROW:
+                raise too_long(self.where)
             self.advance(end)
             return value
+
+    def _cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether an error may come of the block's end only."""
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - LONGEST_WORD
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -3,28 +3,37 @@
 Exact: a training row says the same in the same roles, runs of white space apart. Near: at least `NEAR` of the test
 row's runs of five words stand in one training row (the measure by which Lee et al., "Deduplicating Training Data
 Makes Language Models Better", ACL 2022, arXiv 2107.06499, and others tell copies); words are compared in NFKC and
-without case, and each Chinese, Japanese or Korean character is a word. Runs that stand in more than `TEMPLATE` test
-rows of a silo are its template (a fixed instruction, say) and tell nothing.
+without case, and each Chinese, Japanese or Korean character is a word.
 
-All training text is streamed past; what is held is the test rows' runs. Only row numbers come out, never text.
+Runs that many rows share are a template (a fixed instruction, say) and tell nothing. All silos' rows count, train and
+test: a run in more than `TEMPLATE` of them is one, or, where rows are few, in more than a fifth of them and more than
+three. So a text that is nearly repeated in more than ten rows is taken for a template; one that is exactly repeated is
+found however often it stands there.
+
+All training text is streamed past once; what is held is the test rows' runs, and for each the first few training rows
+that have it. Only row numbers come out, never text.
 """
 
+import functools
 import json
 import re
 import unicodedata
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from silotune import cache
 from silotune.data.rows import Row
 
 NEAR = 0.8
 RUN = 5
-TEMPLATE = 10
+TEMPLATE, TEMPLATE_SHARE, NO_TEMPLATE = 10, 0.2, 3
 
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]|[^\W_]+")
+
+Placed = tuple[str, int, Row]
+"""A silo, the number of a row in its sources, the row."""
 
 
 @dataclass(frozen=True)
@@ -43,68 +52,89 @@ class Leaks:
         return frozenset(self.exact + self.near)
 
 
+def find(silos: Sequence[str], train: Iterable[Placed], test: Iterable[Placed]) -> dict[str, Leaks]:
+    """Look for every silo's test rows in all silos' training text, each read once."""
+    wanted = _Wanted()
+    for place in test:
+        wanted.add(*place)
+    for silo, _, row in train:
+        wanted.look_in(silo, row)
+    template = min(TEMPLATE, max(NO_TEMPLATE, TEMPLATE_SHARE * wanted.rows))
+    found: dict[str, tuple[list[int], list[int], list[int]]] = {silo: ([], [], []) for silo in silos}
+    for one in wanted.tests:
+        exact, near, own = found[one.silo]
+        same, alike = wanted.digests[one.digest], wanted.alike(one, template)
+        if same:
+            exact.append(one.number)
+        elif alike:
+            near.append(one.number)
+        if one.silo in same or one.silo in alike:
+            own.append(one.number)
+    return {
+        silo: Leaks(tuple(sorted(exact)), tuple(sorted(near)), len(own)) for silo, (exact, near, own) in found.items()
+    }
+
+
 @dataclass(frozen=True)
-class Text:
-    """A silo's rows, each split with the rows' numbers. Read twice at most; may stream."""
+class _Test:
+    """A test row without its text."""
 
-    train: Iterable[tuple[int, Row]]
-    test: Iterable[tuple[int, Row]]
+    silo: str
+    number: int
+    digest: bytes
+    runs: "array[int]"
 
 
-def find(silos: Mapping[str, Text]) -> dict[str, Leaks]:
-    """Look for every silo's test rows in every silo's training text."""
-    looked_for = _Wanted()
-    for name, text in silos.items():
-        looked_for.add(name, text.test)
-    hits: dict[tuple[str, int], list[set[str]]] = defaultdict(lambda: [set(), set()])
-    for name, text in silos.items():
-        for _, row in text.train:
-            for place, exact in looked_for.found_in(row):
-                hits[place][0 if exact else 1].add(name)
-    leaks = {}
-    for name in silos:
-        mine = {number: kinds for (silo, number), kinds in hits.items() if silo == name}
-        exactly = tuple(sorted(number for number, kinds in mine.items() if kinds[0]))
-        nearly = tuple(sorted(number for number, kinds in mine.items() if not kinds[0]))
-        own = sum(name in kinds[0] | kinds[1] for kinds in mine.values())
-        leaks[name] = Leaks(exactly, nearly, own)
-    return leaks
+@dataclass
+class _Run:
+    """Where a run of a test row stands."""
+
+    tests: int = 0
+    """Test rows that have it."""
+    trains: "array[int]" = field(default_factory=lambda: array("q"))
+    """The first training rows that have it, one more at most than a run may stand in that is no template."""
 
 
 @dataclass
 class _Wanted:
-    """What is looked for: digests and runs of test rows."""
+    """What is looked for, and where it was found."""
 
-    digests: dict[bytes, list[tuple[str, int]]] = field(default_factory=lambda: defaultdict(list))
-    runs: dict[int, list[tuple[str, int]]] = field(default_factory=lambda: defaultdict(list))
-    sizes: dict[tuple[str, int], int] = field(default_factory=dict)
-    """Runs of each test row that are no template."""
+    tests: list[_Test] = field(default_factory=list)
+    digests: dict[bytes, set[str]] = field(default_factory=dict)
+    """Of each test row, the silos that train on the same."""
+    runs: dict[int, _Run] = field(default_factory=lambda: defaultdict(_Run))
+    owners: list[str] = field(default_factory=list)
+    """The silo of each training row."""
 
-    def add(self, silo: str, rows: Iterable[tuple[int, Row]]) -> None:
-        """Note the test rows of a silo."""
-        counted: Counter[int] = Counter()
-        kept: list[tuple[int, set[int]]] = []
-        for number, row in rows:
-            self.digests[row.digest].append((silo, number))
-            found = runs(row)
-            counted.update(found)
-            kept.append((number, found))
-        for number, found in kept:
-            telling = [run for run in found if counted[run] <= TEMPLATE]
-            self.sizes[silo, number] = len(telling)
-            for run in telling:
-                self.runs[run].append((silo, number))
+    @property
+    def rows(self) -> int:
+        """Of all silos, train and test."""
+        return len(self.tests) + len(self.owners)
 
-    def found_in(self, row: Row) -> Iterable[tuple[tuple[str, int], bool]]:
-        """Test rows that a training row holds, and whether exactly."""
-        for place in self.digests.get(row.digest, ()):
-            yield place, True
-        counted: Counter[tuple[str, int]] = Counter()
+    def add(self, silo: str, number: int, row: Row) -> None:
+        """Note a test row."""
+        found = array("q", runs(row))
+        self.tests.append(_Test(silo, number, row.digest, found))
+        self.digests.setdefault(row.digest, set())
+        for run in found:
+            self.runs[run].tests += 1
+
+    def look_in(self, silo: str, row: Row) -> None:
+        """Note what a training row has of what is looked for."""
+        number = len(self.owners)
+        self.owners.append(silo)
+        if row.digest in self.digests:
+            self.digests[row.digest].add(silo)
         for run in runs(row):
-            counted.update(self.runs.get(run, ()))
-        for place, count in counted.items():
-            if count >= NEAR * self.sizes[place]:
-                yield place, False
+            if (known := self.runs.get(run)) is not None and len(known.trains) <= TEMPLATE:
+                known.trains.append(number)
+
+    def alike(self, test: _Test, template: float) -> set[str]:
+        """The silos of training rows that have enough of a test row's telling runs."""
+        known = [self.runs[run] for run in test.runs]
+        telling = [run.trains for run in known if run.tests + len(run.trains) <= template]
+        counted = Counter(number for trains in telling for number in trains)
+        return {self.owners[number] for number, count in counted.items() if count >= NEAR * len(telling)}
 
 
 def runs(row: Row) -> set[int]:
@@ -117,29 +147,18 @@ def runs(row: Row) -> set[int]:
 # ----------------------------------------------------------------------------------------------- on disk
 
 
-def kept(key: str, silos: Mapping[str, Text]) -> Path:
-    """The folder of these silos' leaks, worked out once for a content.
-
-    Args:
-        key: a digest of the silos' text and of how it is split.
-        silos: the same text.
-    """
-
-    def build(folder: Path) -> None:
-        found = {
-            name: {"exact": leaks.exact, "near": leaks.near, "own": leaks.own} for name, leaks in find(silos).items()
-        }
-        (folder / "leaks.json").write_text(json.dumps(found), encoding="utf-8")
-
-    return cache.kept("leaks", key, build)
+def write(folder: Path, found: dict[str, Leaks]) -> None:
+    """Write what `find` found."""
+    (folder / "leaks.json").write_text(json.dumps({silo: asdict(leaks) for silo, leaks in found.items()}))
 
 
 def read(folder: Path, silo: str) -> Leaks:
-    """What `kept` found for a silo."""
-    found = json.loads((folder / "leaks.json").read_text(encoding="utf-8"))[silo]
-    return Leaks(tuple(found["exact"]), tuple(found["near"]), found["own"])
+    """What was found for a silo."""
+    return _written(folder)[silo]
 
 
-def duplicates(digests: Sequence[bytes]) -> int:
-    """How many rows say what a row before them says."""
-    return len(digests) - len(set(digests))
+@functools.lru_cache(maxsize=4)
+def _written(folder: Path) -> dict[str, Leaks]:
+    """All of a folder; what stands in one never changes, for it is named by its content."""
+    told = json.loads((folder / "leaks.json").read_text())
+    return {silo: Leaks(tuple(one["exact"]), tuple(one["near"]), one["own"]) for silo, one in told.items()}

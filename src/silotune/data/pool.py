@@ -10,30 +10,36 @@ shards      sorted by label and cut into equal pieces, each silo gets some (McMa
             Learning of Deep Networks from Decentralized Data", AISTATS 2017, arXiv 1602.05629)
 
 Every law deals out each row once. Every silo gets `minimum` rows at least: what is missing is taken from the largest.
-Test rows are dealt out in the proportions in which the training rows of their label were.
+Test rows are dealt out in the proportions in which the training rows of their label were, and every silo gets one.
 """
 
+import functools
+import heapq
 import json
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from silotune import cache
 from silotune.data.files import printable
 from silotune.data.reading import Reading, read_with_records
-from silotune.data.records import json_type
+from silotune.data.records import Record, json_type
+from silotune.data.rows import Row
 from silotune.data.seeds import derive
+from silotune.data.shapes import LONGEST_LABEL
 from silotune.data.silos import SiloFiles, expand
-from silotune.data.store import content_key
+from silotune.data.store import kept
 from silotune.errors import DataError
 from silotune.settings import PoolSettings
 
 Owners = NDArray[np.int32]
 """(rows,): the silo of each row, counted from 0."""
-MOST_SILOS = 10_000
+MOST_SILOS, MOST_NAME = 10_000, 64
+"""Values of a field that may name silos, and characters of such a name."""
 ALPHA, SPREAD, SHARDS, MINIMUM = 0.5, 1.0, 2, 2
 
 
@@ -54,7 +60,7 @@ def pooled_silos(pool: PoolSettings, reading: Reading, seed: int) -> tuple[SiloF
     """
     train = expand(pool.train, "data.pool.train")
     test = expand(pool.test, "data.pool.test") if pool.test is not None else ()
-    key = content_key((*train, *test), reading, pool.model_dump(exclude={"train", "test"}), len(train), seed)
+    depends = pool.model_dump(exclude={"train", "test"}), len(train), seed
 
     def build(folder: Path) -> None:
         dealt = deal(pool, train, test, reading, seed)
@@ -62,21 +68,36 @@ def pooled_silos(pool: PoolSettings, reading: Reading, seed: int) -> tuple[SiloF
         np.save(folder / "train.npy", dealt.train)
         np.save(folder / "test.npy", dealt.test)
 
-    folder = cache.kept("pools", key, build)
-    return tuple(SiloFiles(name, train, test, str(folder)) for name in _names(folder))
+    folder = kept("pools", (*train, *test), reading, depends, build)
+    names: list[str] = json.loads((folder / "names.json").read_text(encoding="utf-8"))
+    return tuple(SiloFiles(name, train, test, str(folder)) for name in names)
 
 
 def rows_of(files: SiloFiles, split: str, rows: int) -> NDArray[np.int64]:
     """The rows of a split that are a silo's own."""
+    return np.arange(rows) if files.part is None else _parts(files.part, split)[files.name]
+
+
+@functools.lru_cache(maxsize=4)
+def _parts(folder: str, split: str) -> Mapping[str, NDArray[np.int64]]:
+    """Of each silo its rows, rising. What stands in a folder never changes, for it is named by its content."""
+    names: list[str] = json.loads((Path(folder) / "names.json").read_text(encoding="utf-8"))
+    owners = np.load(Path(folder) / f"{split}.npy")
+    return dict(zip(names, _grouped(owners, len(names)), strict=True))
+
+
+def _grouped(numbers: NDArray[Any], count: int) -> list[NDArray[np.int64]]:
+    """For each number below `count` the rows that have it, rising."""
+    starts = np.cumsum(np.bincount(numbers, minlength=count))[:-1]
+    return np.split(np.argsort(numbers, kind="stable"), starts)
+
+
+def dealt_rows(files: SiloFiles) -> tuple[int, int] | None:
+    """How many rows, train and test, were dealt out to a silo and its like; None: it is of no pool."""
     if files.part is None:
-        return np.arange(rows)
-    folder = Path(files.part)
-    return np.flatnonzero(np.load(folder / f"{split}.npy", mmap_mode="r") == _names(folder).index(files.name))
-
-
-def _names(folder: Path) -> list[str]:
-    names: list[str] = json.loads((folder / "names.json").read_text(encoding="utf-8"))
-    return names
+        return None
+    train, test = (np.load(Path(files.part) / f"{split}.npy", mmap_mode="r") for split in ("train", "test"))
+    return len(train), len(test)
 
 
 def deal(pool: PoolSettings, train: Sequence[str], test: Sequence[str], reading: Reading, seed: int) -> Dealt:
@@ -85,58 +106,85 @@ def deal(pool: PoolSettings, train: Sequence[str], test: Sequence[str], reading:
     Raises:
         DataError: as `pooled_silos`.
     """
-    values = _values(pool, train, reading)
-    test_values = _values(pool, test, reading) if test else []
+    values = _Values(pool, reading)
+    labels = values.read(train)
+    tested = values.read(test)
     if pool.law == "field":
-        return _by_field(values, test_values, pool.field or "", printable(train[0]))
-    silos = pool.silos or 1
-    least = pool.minimum or MINIMUM
-    if silos * least > len(values):
-        raise DataError(f"data.pool: {len(values)} rows are too few for {silos} silos of at least {least}.")
-    labels = (
-        np.unique(np.array(values), return_inverse=True)[1] if values[0] is not None else np.zeros(len(values), int)
-    )
+        return _by_field(list(values.numbers), labels, tested)
+    silos, least = pool.silos or 1, pool.minimum or MINIMUM
+    if silos * least > len(labels):
+        raise DataError(f"data.pool: {len(labels)} rows are too few for {silos} silos of at least {least}.")
+    if test and len(tested) < silos:
+        raise DataError(f"data.pool.test: {len(tested)} rows are too few to test {silos} silos. Give more rows or "
+                        "fewer silos, or leave it out, so that every silo holds out a share of its own.")  # fmt: skip
     random = np.random.default_rng(derive(seed, "pool", pool.law))
     owners = filled(LAWS[pool.law](labels, silos, pool, random), silos, least, random)
     names = tuple(f"silo-{number:0{len(str(silos))}d}" for number in range(1, silos + 1))
-    tested = _alike(values, owners, silos, test_values, random) if test else np.zeros(0, np.int32)
-    return Dealt(names, owners, tested)
+    return Dealt(names, owners, _alike(labels, owners, silos, tested, random))
 
 
-def _values(pool: PoolSettings, sources: Sequence[str], reading: Reading) -> list[str | None]:
-    """The value of the law's field in each row, None where the law looks at none. Every row is checked on the way."""
-    wanted = pool.field if pool.law == "field" else (pool.field or reading.mapping.get("label", "label"))
-    if pool.law not in ("field", "dirichlet", "shards"):
-        wanted = None
-    values: list[str | None] = []
-    for record, _, _ in read_with_records(sources, reading):
-        if wanted is None:
-            values.append(None)
-            continue
-        value = record.fields.get(wanted)
-        if isinstance(value, bool) or not isinstance(value, (str, int)) or not str(value).strip():
-            what = json_type(value) if value is not None else "missing"
-            raise DataError(f"{record.where}: field {printable(wanted)!r} must be text or a whole number for "
-                            f'data.pool.law = "{pool.law}"; it is {what}.')  # fmt: skip
-        values.append(str(value).strip())
-    return values
+def _by_field(names: list[str], labels: NDArray[np.int64], tested: NDArray[np.int64]) -> Dealt:
+    """A silo for each value, in the order of their names."""
+    place = np.argsort(np.argsort(np.array(names, object), kind="stable"))
+    if len(tested) and (untested := len(names) - len(np.unique(tested))):
+        raise DataError(f"data.pool.test: {untested} of {len(names)} silos get no row to test on. Give rows of every "
+                        "silo, or leave it out, so that every silo holds out a share of its own.")  # fmt: skip
+    return Dealt(tuple(sorted(names)), place[labels].astype(np.int32), place[tested].astype(np.int32))
 
 
-def _by_field(values: Sequence[str | None], tested: Sequence[str | None], field: str, shown: str) -> Dealt:
-    names = sorted({str(value) for value in values})
-    if len(names) > MOST_SILOS:
-        raise DataError(f"{shown}: field {printable(field)!r} has {len(names)} values; that is no list of silos.")
-    for name in names:
-        if len(name) > 64 or not name.isprintable():
-            raise DataError(f"{shown}: a value of field {printable(field)!r} is longer than 64 characters or cannot be "
-                            "shown, so it cannot name a silo.")  # fmt: skip
-    number = {name: index for index, name in enumerate(names)}
-    unknown = {str(value) for value in tested} - set(names)
-    if unknown:
-        raise DataError(f"data.pool.test: {len(unknown)} values of field {printable(field)!r} name no silo of the "
-                        "training rows.")  # fmt: skip
-    owners = [np.array([number[str(value)] for value in part], np.int32) for part in (values, tested)]
-    return Dealt(tuple(names), owners[0], owners[1])
+class _Values:
+    """What the law looks at in each row, as numbers in the order in which the values come up."""
+
+    def __init__(self, pool: PoolSettings, reading: Reading) -> None:
+        self.numbers: dict[str, int] = {}
+        self._pool, self._reading = pool, reading
+        self._type: type | None = None
+
+    def read(self, sources: Sequence[str]) -> NDArray[np.int64]:
+        """(rows,): the number of each row's value, 0 where the law looks at none. Every row is checked on the way.
+
+        The training rows come first: a silo that is named in test rows only has nothing to train on.
+        """
+        known = len(self.numbers)
+        looks = self._pool.law in ("field", "dirichlet", "shards")
+        numbers = array("q")
+        for record, _, row in read_with_records(sources, self._reading):
+            value = self._checked(self._value(record, row), record.where) if looks else ""
+            numbers.append(self.numbers.setdefault(value, len(self.numbers)))
+            if self._pool.law == "field" and len(self.numbers) > (known or MOST_SILOS):
+                self._too_many(record.where, known)
+        return np.array(numbers, np.int64)
+
+    def _too_many(self, where: str, known: int) -> NoReturn:
+        if known:
+            raise DataError(f"{where}: the value of field {self._field!r} names no silo of the training rows.")
+        raise DataError(f"{where}: field {self._field!r} has more than {MOST_SILOS} values; that is no list of silos.")
+
+    @property
+    def _field(self) -> str:
+        return printable(self._pool.field or self._reading.mapping.get("label", "label"))
+
+    def _value(self, record: Record, row: Row) -> object:
+        return record.fields.get(self._pool.field) if self._pool.field else row.label
+
+    def _checked(self, value: object, where: str) -> str:
+        law = self._pool.law
+        named = f'{where}: field {self._field!r} must be text or a whole number for data.pool.law = "{law}"'
+        if not isinstance(value, (str, int)) or (isinstance(value, bool) and law == "field"):
+            raise DataError(f"{named}; it is {'missing' if value is None else json_type(value)}.")
+        text = str(value)
+        if not text.strip():
+            raise DataError(f"{named}; it is blank.")
+        if self._type not in (None, type(value)):
+            raise DataError(f"{named}, the same in all rows; here it is {json_type(value)}, before it was another.")
+        self._type = type(value)
+        if law == "field" and (len(text) > MOST_NAME or not text.isprintable()):
+            raise DataError(f"{where}: the value of field {self._field!r} is longer than {MOST_NAME} characters or "
+                            "cannot be shown, so it cannot name a silo.")  # fmt: skip
+        if len(text) > LONGEST_LABEL:
+            raise DataError(f"{where}: the value of field {self._field!r} is longer than {LONGEST_LABEL} characters: "
+                            "that is no label.")  # fmt: skip
+        return text
 
 
 # ------------------------------------------------------------------------------------------------- laws
@@ -148,8 +196,7 @@ def _iid(labels: NDArray[np.int64], silos: int, _: PoolSettings, random: np.rand
 
 def _dirichlet(labels: NDArray[np.int64], silos: int, pool: PoolSettings, random: np.random.Generator) -> Owners:
     owners = np.zeros(len(labels), np.int32)
-    for label in range(int(labels.max()) + 1):
-        rows = random.permutation(np.flatnonzero(labels == label))
+    for rows in map(random.permutation, _grouped(labels, int(labels.max()) + 1)):
         shares = random.dirichlet(np.full(silos, pool.alpha or ALPHA))
         owners[rows] = _dealt(np.arange(len(rows)), shares)
     return owners
@@ -198,27 +245,53 @@ def _dealt(order: NDArray[np.int64], shares: NDArray[np.float64]) -> Owners:
 def filled(owners: Owners, silos: int, least: int, random: np.random.Generator) -> Owners:
     """Bring every silo to `least` rows, each missing row drawn from the silo that then has most."""
     owners = owners.copy()
-    counts = np.bincount(owners, minlength=silos)
-    for silo in np.flatnonzero(counts < least):
-        while counts[silo] < least:
-            richest = int(np.argmax(counts))
-            owners[random.choice(np.flatnonzero(owners == richest))] = silo
-            counts[richest] -= 1
-            counts[silo] += 1
+    held = [rows.tolist() for rows in _grouped(owners, silos)]
+    largest = [(-len(part), silo) for silo, part in enumerate(held)]
+    heapq.heapify(largest)
+    for silo in range(silos):
+        while len(held[silo]) < least:
+            # Never one that was short itself, whose entry is stale: while one is, another has more than `least`.
+            _, richest = heapq.heappop(largest)
+            drawn = int(random.integers(len(held[richest])))
+            held[richest][drawn], held[richest][-1] = held[richest][-1], held[richest][drawn]
+            row = held[richest].pop()
+            held[silo].append(row)
+            owners[row] = silo
+            heapq.heappush(largest, (-len(held[richest]), richest))
     return owners
 
 
 def _alike(
-    values: Sequence[str | None], owners: Owners, silos: int, tested: Sequence[str | None], random: np.random.Generator
+    labels: NDArray[np.int64], owners: Owners, silos: int, tested: NDArray[np.int64], random: np.random.Generator
 ) -> Owners:
-    """Deal out test rows in the proportions in which the training rows of their label were."""
-    of_value = np.array([str(value) for value in values])
-    test = np.array([str(value) for value in tested])
-    found = np.zeros(len(test), np.int32)
+    """Deal out test rows in the proportions in which the training rows of their label were, at least one to a silo."""
+    found = np.zeros(len(tested), np.int32)
+    if not len(tested):
+        return found
     everybody = np.bincount(owners, minlength=silos)
-    for value in np.unique(test):
-        counts = np.bincount(owners[of_value == value], minlength=silos)
+    count = int(max(labels.max(), tested.max())) + 1
+    waiting = [random.permutation(rows) for rows in _grouped(tested, count)]
+    for trained, rows in zip(_grouped(labels, count), waiting, strict=True):
+        counts = np.bincount(owners[trained], minlength=silos)
         shares = counts if counts.any() else everybody
-        rows = random.permutation(np.flatnonzero(test == value))
         found[rows] = _dealt(np.arange(len(rows)), shares / shares.sum())
-    return found
+    _give_one(found, [labels[rows] for rows in _grouped(owners, silos)], [rows.tolist() for rows in waiting])
+    return filled(found, silos, 1, random)
+
+
+def _give_one(found: Owners, trained: Sequence[NDArray[np.int64]], waiting: Sequence[list[int]]) -> None:
+    """Give silos without a test row one of a label that they train on, from a silo that has more.
+
+    Args:
+        found: the silo of each test row; changed.
+        trained: for each silo the labels of its training rows.
+        waiting: for each label its test rows; used up.
+    """
+    counts = np.bincount(found, minlength=len(trained))
+    for silo in np.flatnonzero(counts == 0).tolist():
+        for label in np.unique(trained[silo]):
+            while waiting[label] and not counts[silo]:
+                row = waiting[label].pop()  # for good: who has one row now never has more
+                if counts[found[row]] > 1:
+                    counts[found[row]] -= 1
+                    counts[silo], found[row] = 1, silo

@@ -68,7 +68,7 @@ def read_with_records(
             yield record, number, to_row(record, shape)
         if shape is None:
             raise DataError(f"{printable(source)}: the file holds no rows.")
-    for meaning, name in missing.items():
+    for meaning, name in missing.items() if sources else ():
         raise DataError(
             f"{printable(sources[0])}: no row has a field {printable(name)!r}, which data.fields calls the {meaning}."
         )

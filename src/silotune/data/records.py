@@ -1,6 +1,6 @@
 """What stands in a file of rows, before anything is known of what it means."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,5 +20,16 @@ def json_type(value: Any) -> str:
     """What a value is called in messages."""
     names = {
         type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list",
+        bytes: "binary data",
     }  # fmt: skip
     return names.get(type(value), "an object")
+
+
+def twice(names: Sequence[str]) -> tuple[int, int] | None:
+    """Positions, from 1, of the first name that stands twice."""
+    first: dict[str, int] = {}
+    for position, name in enumerate(names, 1):
+        if name in first:
+            return first[name], position
+        first[name] = position
+    return None

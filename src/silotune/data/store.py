@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from silotune.errors import DataError
 from silotune.settings import HUB
 
 FORMAT = 2
+"""Changes when the same content would be read, dealt out or looked through to another result."""
 BLOCK_ROWS, BLOCK_BYTES = 512, 4 << 20
 """Rows are tokenised in blocks of so many, or of so many bytes of text."""
 Block = list[tuple[int, Row]]
@@ -89,19 +90,39 @@ def open_store(sources: Sequence[str], reading: Reading, tokenizer: Any, max_len
     Raises:
         DataError: a row cannot be used; nothing is kept then.
     """
-    key = _key(sources, reading, tokenizer, max_length)
     blocks = functools.partial(_read_and_encode, sources, reading, tokenizer, max_length)
-    before = [stamp(source) for source in sources]
-
-    def build(folder: Path) -> None:
-        _build(folder, blocks)
-        if [stamp(source) for source in sources] != before:
-            raise DataError(f"{printable(sources[0])}: the files were changed while they were read. Start again.")
-
-    return _opened(cache.kept("tokens", key, build))
+    depends = max_length, _tokenizer_digest(Same(tokenizer)), tokenizer.chat_template
+    return _opened(kept("tokens", sources, reading, depends, lambda folder: _build(folder, blocks)))
 
 
-# ------------------------------------------------------------------------------------------------- key
+# -------------------------------------------------------------------------------------------- by content
+
+
+def kept(
+    room: str, sources: Sequence[str], reading: Reading, depends: Sequence[object], build: Callable[[Path], None]
+) -> Path:
+    """The folder of a result, built once for a content of files.
+
+    Args:
+        room: the kind of result.
+        sources: what is read.
+        reading: how.
+        depends: whatever else the result depends on.
+        build: writes the result to a folder.
+
+    Raises:
+        DataError: a file was changed while it was read; nothing is kept then.
+    """
+    before = [stamp(source) for source in sources]  # before the key: what is hashed must be what is read
+    key = content_key(sources, reading, *depends)
+
+    def checked(folder: Path) -> None:
+        build(folder)
+        for source, was in zip(sources, before, strict=True):
+            if stamp(source) != was:
+                raise DataError(f"{printable(source)}: the file was changed while it was read. Start again.")
+
+    return cache.kept(room, key, checked)
 
 
 def content_key(sources: Sequence[str], reading: Reading, *more: object) -> str:
@@ -111,7 +132,7 @@ def content_key(sources: Sequence[str], reading: Reading, *more: object) -> str:
         digest.update(repr(part).encode() + b"\0")
     for source in sources:
         name = Path(source).name  # its ending says the format
-        digest.update(f"{name}\0{_content(source, stamp(source))}\0".encode())
+        digest.update(f"{name}\0{_content(source, stamp(source))}\0".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -121,7 +142,7 @@ def stamp(source: str) -> tuple[int, ...]:
         return ()
     require_file(Path(source))
     status = Path(source).stat()
-    return status.st_size, status.st_mtime_ns, status.st_ino
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 @functools.lru_cache(maxsize=4096)
@@ -135,11 +156,7 @@ def _content(source: str, _: tuple[int, ...]) -> str:
         raise DataError(f"{printable(source)}: cannot be read ({error.strerror}).") from None
 
 
-def _key(sources: Sequence[str], reading: Reading, tokenizer: Any, max_length: int) -> str:
-    return content_key(sources, reading, max_length, _tokenizer_digest(_Same(tokenizer)), tokenizer.chat_template)
-
-
-class _Same:
+class Same:
     """A tokenizer as part of a cache key: the same object is the same key."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -149,11 +166,11 @@ class _Same:
         return id(self.tokenizer)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.tokenizer is self.tokenizer
+        return isinstance(other, Same) and other.tokenizer is self.tokenizer
 
 
 @functools.lru_cache(maxsize=8)
-def _tokenizer_digest(same: _Same) -> str:
+def _tokenizer_digest(same: Same) -> str:
     tokenizer = same.tokenizer
     described = [type(tokenizer).__name__, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.eos_token]
     if tokenizer.is_fast:

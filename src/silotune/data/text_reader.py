@@ -4,30 +4,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from silotune.data.files import MOST_ROW, numbered_lines, printable
+from silotune.data.files import MOST_ROW, numbered_lines, printable, text_size, too_long
 from silotune.data.records import Record
-from silotune.errors import DataError
 from silotune.settings import TextRows
 
 
 def text_records(stream: BinaryIO, path: Path, text_rows: TextRows) -> Iterator[Record]:
-    """Yield texts as they stand, without the line end that closes them; blank ones are no rows."""
+    """Yield texts as they stand, without the line end that closes them.
+
+    A line of white space only (as `str.strip` has it) is blank. Blank lines part paragraphs and are no rows by
+    themselves; in a document they stay. A document that is all blank is no row.
+    """
     shown = printable(path)
     kept: list[str] = []
     start, held = 1, 0
     for number, line in numbered_lines(stream, path):
-        blank = not line.strip()
-        ends = text_rows == "line" or (text_rows == "paragraph" and blank)
-        if not (blank and (ends or not kept)):
-            start = number if not kept else start
+        parts = text_rows != "document" and not line.strip()
+        if not parts:
+            start = start if kept else number
             kept.append(line)
-            held += len(line)
+            held += text_size(line)
             if held > MOST_ROW:
-                raise DataError(
-                    f"{shown}:{start}: a text longer than {MOST_ROW >> 20} MiB. "
-                    f"Set data.text_rows to paragraph or line."
-                )
-        if ends and kept:
+                raise too_long(f"{shown}:{start}", " Set data.text_rows to paragraph or line.")
+        if kept and (parts or text_rows == "line"):
             yield Record(start, f"{shown}:{start}", {"text": _without_end("".join(kept))})
             kept, held = [], 0
     if kept and (text := _without_end("".join(kept))).strip():
@@ -35,4 +34,4 @@ def text_records(stream: BinaryIO, path: Path, text_rows: TextRows) -> Iterator[
 
 
 def _without_end(text: str) -> str:
-    return text.removesuffix("\n").removesuffix("\r")
+    return text[:-1].removesuffix("\r") if text.endswith("\n") else text
