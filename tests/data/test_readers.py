@@ -196,6 +196,22 @@ def test_an_unreadable_file_is_refused(tmp_path, monkeypatch):
         rows_in(path)
 
 
+def test_a_file_below_a_folder_that_may_not_be_entered_is_refused(tmp_path, monkeypatch):
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files.Path, "stat", denied)
+    with pytest.raises(DataError, match=r"a\.jsonl: cannot be read \(Permission denied\)"):
+        rows_in(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a\0.jsonl", "\ud800.jsonl", "x" * 300 + ".jsonl"])
+def test_names_that_no_file_can_have_are_refused(tmp_path, name):
+    with pytest.raises(DataError) as error:
+        rows_in(tmp_path / name)
+    assert str(error.value).isprintable()
+
+
 def test_parquet_refusals(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -325,7 +341,7 @@ def test_a_row_that_is_too_long_is_refused(tmp_path, monkeypatch, name, data, li
 
 @pytest.mark.parametrize(
     ("name", "start", "part", "end"),
-    [("a.csv", b"prompt,completion\nq,", b'"' + b"a\n" * (1 << 20) + b'",', b'"a"\n'), ("a.json", b"[[", b'"' + b"a" * (2 << 20) + b'",', b"1]]")],
+    [("a.csv", b"prompt,completion\nq,", b'"' + (b"a" * 1023 + b"\n") * 2048 + b'",', b'"a"\n'), ("a.json", b"[[", b'"' + b"a" * (2 << 20) + b'",', b"1]]")],
 )  # fmt: skip
 def test_a_row_of_many_long_fields_is_refused_in_bounded_memory(tmp_path, name, start, part, end):
     path = tmp_path / name
@@ -430,14 +446,17 @@ def test_any_text_comes_out_equal_from_every_format(tmp_path, pairs):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(TEXT, st.sampled_from(["", "\n", "\r\n"]))
+@given(
+    (TEXT | st.text("a \n\r\t\f\u2028")).filter(lambda text: text.lstrip("\ufeff").strip()),
+    st.sampled_from(["", "\n", "\r\n"]),
+)
 def test_any_text_comes_out_equal_as_a_document(tmp_path, text, end):
     path = tmp_path / "a.txt"
-    text = text.removeprefix("\ufeff")
+    text = text.lstrip("\ufeff")  # else it would be the file's byte order mark
     if (not end and text.endswith("\n")) or (end == "\n" and text.endswith("\r")):
         text += "."  # else its own last characters would be the line end
     path.write_bytes(text.encode() + end.encode())
-    assert [row.text for row in rows_in(path)] == ([text] if text.strip() else [])
+    assert [row.text for row in rows_in(path)] == [text]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

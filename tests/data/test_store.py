@@ -8,12 +8,14 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
-from tests.conftest import make_tokenizer
+from tests.conftest import WORDS, make_tokenizer
 from tests.data.helpers import rows_in, write_records
 
+import silotune
 from silotune import cache
 from silotune.data import corpus, store
 from silotune.data.reading import Reading
@@ -216,12 +218,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz"])
 def test_a_file_of_any_size_is_read_in_bounded_memory(tmp_path, name):
     """Ten times the file costs no more than the index: 60 bytes a row, and the slack of an allocator."""
-    record = {"prompt": "red blue green seven " * 90, "completion": "stone " * 50}
-    small = write_records(tmp_path / f"small{name[1:]}", [record] * 3_000)
-    large = write_records(tmp_path / f"large{name[1:]}", [record] * 30_000)
-    environment = os.environ | {"SILOTUNE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    random, words = Random(0), WORDS[:17]  # each row another, or the packed ones would be taken for bombs
+    records = [
+        {"prompt": " ".join(random.choices(words, k=360)), "completion": " ".join(random.choices(words, k=50))}
+        for _ in range(30_000)
+    ]
+    small = write_records(tmp_path / f"small{name[1:]}", records[:3_000])
+    large = write_records(tmp_path / f"large{name[1:]}", records)
+    roots = [str(Path(__file__).parents[2]), str(Path(silotune.__file__).parents[1])]
+    environment = os.environ | {"SILOTUNE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(roots)}
     environment["RAYON_NUM_THREADS"] = "2"
     told = subprocess.run([sys.executable, "-c", MEMORY, str(small), str(large)], capture_output=True, text=True, env=environment, check=True)  # fmt: skip
     grown = int(told.stdout) * (1024 if resource.getpagesize() else 1)
-    text = 30_000 * len(json.dumps(record))
+    text = sum(len(json.dumps(record)) for record in records)
     assert grown < 16 << 20 < text

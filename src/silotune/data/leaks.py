@@ -86,23 +86,16 @@ class _Test:
 
 
 @dataclass
-class _Run:
-    """Where a run of a test row stands."""
-
-    tests: int = 0
-    """Test rows that have it."""
-    trains: "array[int]" = field(default_factory=lambda: array("q"))
-    """The first training rows that have it, one more at most than a run may stand in that is no template."""
-
-
-@dataclass
 class _Wanted:
     """What is looked for, and where it was found."""
 
     tests: list[_Test] = field(default_factory=list)
     digests: dict[bytes, set[str]] = field(default_factory=dict)
     """Of each test row, the silos that train on the same."""
-    runs: dict[int, _Run] = field(default_factory=lambda: defaultdict(_Run))
+    runs: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    """Of each run of a test row, how many test rows have it."""
+    trains: dict[int, "array[int]"] = field(default_factory=dict)
+    """Of each such run, the first training rows that have it: one more at most than if it were no template."""
     owners: list[str] = field(default_factory=list)
     """The silo of each training row."""
 
@@ -117,7 +110,7 @@ class _Wanted:
         self.tests.append(_Test(silo, number, row.digest, found))
         self.digests.setdefault(row.digest, set())
         for run in found:
-            self.runs[run].tests += 1
+            self.runs[run] += 1
 
     def look_in(self, silo: str, row: Row) -> None:
         """Note what a training row has of what is looked for."""
@@ -126,13 +119,13 @@ class _Wanted:
         if row.digest in self.digests:
             self.digests[row.digest].add(silo)
         for run in runs(row):
-            if (known := self.runs.get(run)) is not None and len(known.trains) <= TEMPLATE:
-                known.trains.append(number)
+            if run in self.runs and len(known := self.trains.setdefault(run, array("q"))) <= TEMPLATE:
+                known.append(number)
 
     def alike(self, test: _Test, template: float) -> set[str]:
         """The silos of training rows that have enough of a test row's telling runs."""
-        known = [self.runs[run] for run in test.runs]
-        telling = [run.trains for run in known if run.tests + len(run.trains) <= template]
+        known = ((self.runs[run], self.trains.get(run, ())) for run in test.runs)
+        telling = [trains for tests, trains in known if tests + len(trains) <= template]
         counted = Counter(number for trains in telling for number in trains)
         return {self.owners[number] for number, count in counted.items() if count >= NEAR * len(telling)}
 
