@@ -95,7 +95,7 @@ def check(
     if given.endswith(".toml"):
         local.require_enough(recipe, [files.name for files in silos])
     tokenizer = load_tokenizer(locate(recipe.model.base))
-    return recipe, survey(recipe, tokenizer, single, report)
+    return recipe, survey(recipe, tokenizer, single, report, trains=given.endswith(".toml"))
 
 
 def _recipe_of_path(given: str, overrides: Sequence[str]) -> tuple[Recipe, Path | None]:

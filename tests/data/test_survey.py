@@ -8,6 +8,7 @@ from tests.data.helpers import rows_in, write_records
 
 from silotune.data.survey import survey
 from silotune.data.tokens import encode
+from silotune.errors import DataError
 from silotune.model.base import load_tokenizer
 from silotune.recipe import recipe_of
 from silotune.report import survey as shown
@@ -115,3 +116,21 @@ def test_json_has_the_promised_form(tmp_path, look):
             "train"
         ].keys() & silo["test"].keys()
     assert told["silos"][0]["test"]["leaks"] == {"exact": 1, "near": 0, "own": 1}
+
+
+def test_it_refuses_what_training_would(tmp_path, tokenizer):
+    def looked(trains=True, **data):
+        recipe = recipe_of({"data": {"silos": str(tmp_path / "silos"), **data}}, [], tmp_path)
+        return survey(recipe, tokenizer, trains=trains)
+
+    write_silo(tmp_path / "silos" / "a", [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(4)])
+    with pytest.raises(DataError, match=r"a/train\.jsonl: the rows are preference pairs"):
+        looked()
+    (silo,) = looked(trains=False)
+    assert silo.train.rows == 3 and silo.train.shape == "prompt/chosen/rejected"
+    write_silo(tmp_path / "b" / "b", [pair("red")] * 4, [pair("red")])
+    with pytest.raises(DataError, match="all 1 test rows also stand in training text"):
+        looked(silos=str(tmp_path / "b"), drop_leaks=True)
+    write_silo(tmp_path / "c" / "c", [{**pair("red"), "system": "seven " * 90}] * 4)
+    with pytest.raises(DataError, match="of none of 3 rows does a token of the response fit"):
+        looked(silos=str(tmp_path / "c"), max_length=64)

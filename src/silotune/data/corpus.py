@@ -73,27 +73,45 @@ def _loaded(silo: SiloConfig, same: Same, max_length: int, seed: int, _stamps: o
     train = open_store(files.train, silo.reading, same.tokenizer, max_length)
     test = open_store(files.test, silo.reading, same.tokenizer, max_length) if files.test else train
     chosen = chosen_rows(files, train.size, test.size, silo.holdout, seed)
-    tested = chosen.test
-    if silo.drop_leaks and silo.leaks is not None:
-        leaked = leaks.read(silo.leaks, files.name).all
-        tested = np.array([row for row in chosen.test.tolist() if row not in leaked], np.int64)
-    corpus = Corpus(Split(train, chosen.train), Split(test, tested), len(chosen.test) - len(tested))
-    _require_something(files, train, corpus, max_length)
+    dropped = leaks.read(silo.leaks, files.name).all if silo.drop_leaks and silo.leaks is not None else frozenset()
+    corpus = corpus_of(train, test, chosen, dropped)
+    require_answers(files, corpus)
+    require_something(files, corpus, max_length)
     return corpus
 
 
-def _require_something(files: SiloFiles, store: Store, corpus: Corpus, max_length: int) -> None:
-    shown, tested = printable(files.train[0]), printable((files.test or files.train)[0])
-    if store.described.pairs:
+def corpus_of(train: Store, test: Store, chosen: "Chosen", left_out: frozenset[int] = frozenset()) -> Corpus:
+    """A silo's rows of its stores, without the test rows that are to be left out."""
+    kept = np.array([row for row in chosen.test.tolist() if row not in left_out], np.int64)
+    return Corpus(Split(train, chosen.train), Split(test, kept), len(chosen.test) - len(kept))
+
+
+def require_answers(files: SiloFiles, corpus: Corpus) -> None:
+    """Refuse rows that `training.objective = "sft"` does not learn from.
+
+    Raises:
+        DataError: they are preference pairs.
+    """
+    if corpus.train.store.described.pairs:
         raise DataError(
-            f'{shown}: the rows are preference pairs, and training.objective = "sft" learns from one answer a prompt. '
-            'To learn from the chosen ones: data.fields = { prompt = "prompt", response = "chosen" }.'
+            f'{printable(files.train[0])}: the rows are preference pairs, and training.objective = "sft" learns from '
+            "one answer a prompt. To learn from the chosen ones: "
+            'data.fields = { prompt = "prompt", response = "chosen" }.'
         )
-    for split, source in ((corpus.train, shown), (corpus.test, tested)):
+
+
+def require_something(files: SiloFiles, corpus: Corpus, max_length: int) -> None:
+    """Refuse a silo that has nothing to train or to test on.
+
+    Raises:
+        DataError: no token of any response fits, or there are no test rows.
+    """
+    tested = printable((files.test or files.train)[0])
+    for split, source in ((corpus.train, printable(files.train[0])), (corpus.test, tested)):
         if split.rows and not len(split):
             raise DataError(
                 f"{source}: of none of {split.rows} rows does a token of the response fit into "
-                f"data.max_length = {max_length}."
+                f"data.max_length = {max_length}. Raise it, or shorten the system turns."
             )
     if not corpus.dropped and not corpus.test.rows:
         raise DataError(f"{tested}: silo {printable(files.name)!r} gets no row to test on. Give it more test rows, or "
@@ -101,7 +119,7 @@ def _require_something(files: SiloFiles, store: Store, corpus: Corpus, max_lengt
     if corpus.dropped and not corpus.test.rows:
         raise DataError(
             f"{tested}: all {corpus.dropped} test rows also stand in training text, so data.drop_leaks leaves nothing "
-            "to test on."
+            "to test on. Give other test rows."
         )
 
 

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 
 from silotune.data import leaks
-from silotune.data.corpus import Chosen, chosen_rows, leaks_of, reading_of, silos_of
+from silotune.data.corpus import (
+    Chosen,
+    chosen_rows,
+    corpus_of,
+    leaks_of,
+    reading_of,
+    require_answers,
+    require_something,
+    silos_of,
+)
 from silotune.data.readers import ENDINGS
 from silotune.data.silos import SiloFiles
 from silotune.data.store import Split, Store, open_store
@@ -71,7 +80,11 @@ class SiloSurvey:
 
 
 def survey(
-    recipe: Recipe, tokenizer: Any, single: Path | None = None, report: Callable[[str], None] = lambda _: None
+    recipe: Recipe,
+    tokenizer: Any,
+    single: Path | None = None,
+    report: Callable[[str], None] = lambda _: None,
+    trains: bool = True,
 ) -> list[SiloSurvey]:
     """Read and tokenise everything that a recipe's silos hold.
 
@@ -80,9 +93,10 @@ def survey(
         tokenizer: of the base model.
         single: one file to look at, in place of the recipe's silos.
         report: called with each silo's name before it is read.
+        trains: refuse all that training would; else rows that nothing learns from yet are counted like others.
 
     Raises:
-        DataError: at the first row that cannot be used.
+        DataError: at the first row or silo that cannot be used.
     """
     silos = (SiloFiles(single.name, (str(single),)),) if single else silos_of(recipe.data, recipe.seed)
     reading, length = reading_of(recipe.data), recipe.data.max_length
@@ -97,15 +111,16 @@ def survey(
     found = []
     for files, train, test, chosen in opened:
         leaked = leaks.read(folder, files.name) if folder else leaks.Leaks()
-        tested = None
+        whole, nothing = np.arange(train.size), np.arange(0)
+        dropped = leaked.all if recipe.data.drop_leaks else frozenset()
+        corpus = corpus_of(train, test, chosen or Chosen(whole, nothing), dropped)
+        if trains:
+            require_answers(files, corpus)
         if chosen is not None:
-            dropped = leaked.all if recipe.data.drop_leaks else frozenset()
-            kept = np.array([row for row in chosen.test.tolist() if row not in dropped], np.int64)
-            tested = _split(files.test or files.train, Split(test, kept))
-        own = Split(train, chosen.train if chosen else np.arange(train.size))
-        found.append(
-            SiloSurvey(files.name, _split(files.train, own), tested, not files.test, leaked, _not_read(files, silos))
-        )
+            require_something(files, corpus, length)
+        tested = _split(files.test or files.train, corpus.test) if chosen is not None else None
+        own = _split(files.train, corpus.train)
+        found.append(SiloSurvey(files.name, own, tested, not files.test, leaked, _not_read(files, silos)))
     return found
 
 

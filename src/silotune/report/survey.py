@@ -102,6 +102,8 @@ def _of_silo(silo: SiloSurvey) -> list[str]:
 
 def _in_general(silos: Sequence[SiloSurvey], recipe: Recipe) -> list[str]:
     lines, data = [], recipe.data
+    if any("rejected" in silo.train.shape for silo in silos):
+        lines.append("Preference pairs are read and counted; training does not learn from them yet.")
     splits = [split for silo in silos for split in silo.splits]
     if any(silo.leaks.all for silo in silos):
         what = "were left out" if data.drop_leaks else "count as they are; --drop-leaks leaves them out"
