@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 import silotune
@@ -55,3 +56,35 @@ def test_the_cached_model_loads_without_network_and_with_its_template():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["538060032", "True", folder]
+
+
+HOLD = """
+import sys, torch
+torch.set_num_threads(1)
+from silotune.model.base import place
+from silotune.model.tuner import tuner
+from silotune.settings import LoraSettings
+resident = tuner("smollm2-135m", LoraSettings(), place("cpu", "auto"))
+with torch.no_grad():
+    resident.model(input_ids=torch.arange(3, 60)[None])  # every page of the base has been read
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_two_processes_share_the_pages_of_the_base():
+    held = []
+
+    def share_of_memory():
+        return sum(psutil.Process(process.pid).memory_full_info().pss for process in held)
+
+    sizes = []
+    try:
+        for _ in range(2):
+            held.append(subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))  # fmt: skip
+            assert held[-1].stdout.readline() == "ready\n"
+            sizes.append(share_of_memory())
+    finally:
+        for process in held:
+            process.communicate()
+    assert sizes[1] < 1.5 * sizes[0]
