@@ -38,6 +38,13 @@ DropLeaks = Annotated[
     bool, typer.Option("--drop-leaks", help="Leave out of the tests what also stands in training text.")
 ]
 
+BothModels = Annotated[bool, typer.Option("--base", help="Show the base model's answer too.")]
+SystemTurn = Annotated[str | None, typer.Option("--system", help="A system turn at the start.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")]
+TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of probability.")]
+SamplingSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the sampling.")]
+
 
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
@@ -134,45 +141,34 @@ def demo(
 def generate(
     run: RunPath,
     prompt: Annotated[str, typer.Option("--prompt", help="What to answer; - reads it from standard input.")],
-    base: Annotated[bool, typer.Option("--base", help="Show the base model's answer too.")] = False,
-    system: Annotated[str | None, typer.Option("--system", help="A system turn before the prompt.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer at most.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    base: BothModels = False,
+    system: SystemTurn = None,
+    max_tokens: MaxTokens = 200,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: SamplingSeed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Answer one prompt with a run's model."""
+    from silotune.report.samples import turns
+
     opened = silotune.open_run(run)
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise silotune.InputError("--prompt: the prompt is blank.")
     sampling = silotune.Sampling(max_tokens, temperature, top_p, seed)
-    answers: dict[str, str] = {}
-    for name in ("base", "tuned") if base else ("tuned",):
-        if not as_json and base:
-            typer.echo(f"--- {name}")
-        pieces = []
-        for piece in opened.stream(text, system=system, sampling=sampling, base=name == "base"):
-            pieces.append(piece)
-            if not as_json:
-                typer.echo(piece, nl=False)
-        answers[name] = "".join(pieces).strip()
-        if not as_json:
-            typer.echo()
-    if as_json:
-        typer.echo(json.dumps({"prompt": text, **answers}, ensure_ascii=False))
+    _answers(opened, turns(text, system), sampling, base, as_json, "--- {}\n" if base else "")
 
 
 @app.command()
 def chat(
     run: RunPath,
-    base: Annotated[bool, typer.Option("--base", help="Let the base model answer each turn too.")] = False,
-    system: Annotated[str | None, typer.Option("--system", help="A system turn before the conversation.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sampling.")] = 0,
+    base: BothModels = False,
+    system: SystemTurn = None,
+    max_tokens: MaxTokens = 200,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: SamplingSeed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Talk with a run's model; an empty line or the end of input ends it."""
@@ -183,21 +179,29 @@ def chat(
     turns = [Turn("system", system)] if system else []
     while text := _asked():
         turns.append(Turn("user", text))
-        answers: dict[str, str] = {}
-        for name in ("base", "tuned") if base else ("tuned",):
-            if not as_json:
-                typer.echo(f"{name}> ", nl=False)
-            pieces = []
-            for piece in opened.reply(turns, sampling=sampling, base=name == "base"):
-                pieces.append(piece)
-                if not as_json:
-                    typer.echo(piece, nl=False)
-            answers[name] = "".join(pieces).strip()
-            if not as_json:
-                typer.echo()
-        if as_json:
-            typer.echo(json.dumps({"prompt": text, **answers}, ensure_ascii=False))
+        answers = _answers(opened, turns, sampling, base, as_json, "{}> ")
         turns.append(Turn("assistant", answers["tuned"] or "..."))
+
+
+def _answers(
+    run: "silotune.Run", turns: list[Any], sampling: "silotune.Sampling", base: bool, as_json: bool, heading: str
+) -> dict[str, str]:
+    """Print the next answer of a conversation as it comes, the base model's first if wanted; return the answers."""
+    answers: dict[str, str] = {}
+    for name in ("base", "tuned") if base else ("tuned",):
+        if not as_json:
+            typer.echo(heading.format(name), nl=False)
+        pieces = []
+        for piece in run.reply(turns, sampling=sampling, base=name == "base"):
+            pieces.append(piece)
+            if not as_json:
+                typer.echo(piece, nl=False)
+        answers[name] = "".join(pieces).strip()
+        if not as_json:
+            typer.echo()
+    if as_json:
+        typer.echo(json.dumps({"prompt": turns[-1].content, **answers}, ensure_ascii=False))
+    return answers
 
 
 def _asked() -> str:
