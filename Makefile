@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup demo test test-fast check lint format types docs clean help
+.PHONY: setup demo test test-fast check lint format types bench docs clean help
 
 help:            ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -42,6 +42,9 @@ check: lint types test  ## lint, format, types and tests
 format: setup    ## put the code in order
 	@$(BIN)/ruff check --fix -q . || true
 	@$(BIN)/ruff format .
+
+bench: setup     ## speed of the local loop and of the federation against plain loops; about a quarter of an hour
+	@$(BIN)/python -m benchmarks.speed.run
 
 docs: setup      ## the recipe reference in docs/, from the settings
 	@$(BIN)/python -m silotune.reference > docs/recipe.md
