@@ -138,13 +138,13 @@ def hang_one(process, run):
     return busy[0]
 
 
-HUNG = ("--set", "federation.engine=simulation", "--set", "federation.minimum=1", "--set", "federation.round_timeout=4",
-        "--set", "training.steps=40", "--set", "training.rounds=2")  # fmt: skip
+HUNG = ("--set", "federation.engine=simulation", "--set", "federation.minimum=1", "--set", "training.steps=40",
+        "--set", "training.rounds=2", "--set")  # fmt: skip
 
 
 def test_a_worker_that_hangs_delays_no_end(recipe_file, tmp_path):
     run = tmp_path / "run"
-    process = helpers.start("train", recipe_file, "--out", run, *HUNG)
+    process = helpers.start("train", recipe_file, "--out", run, *HUNG, "federation.round_timeout=4")
     worker = hang_one(process, run)
     family = helpers.family(process)
     out, err = helpers.ended(process, 120)
@@ -155,7 +155,7 @@ def test_a_worker_that_hangs_delays_no_end(recipe_file, tmp_path):
 
 def test_one_ctrl_c_ends_a_run_with_a_worker_that_hangs(recipe_file, tmp_path):
     run = tmp_path / "run"
-    process = helpers.start("train", recipe_file, "--out", run, *HUNG, "--set", "federation.round_timeout=3000")
+    process = helpers.start("train", recipe_file, "--out", run, *HUNG, "federation.round_timeout=3000")
     hang_one(process, run)
     family = helpers.family(process)
     os.kill(process.pid, signal.SIGINT)

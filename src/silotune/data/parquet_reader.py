@@ -31,6 +31,7 @@ def parquet_records(path: Path) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
     size, shown = require_file(path), printable(path)
+    # Mapped: Arrow holds a whole column of a row group, and mapped pages may leave the memory again.
     options = {"memory_map": True, "thrift_string_size_limit": 1 << 20}
     try:
         with pq.ParquetFile(path, **options) as file:
