@@ -88,7 +88,7 @@ def test_a_silo_that_comes_back_with_other_rows_is_left_out_and_the_others_go_on
     def change(request, reply, silo):
         if is_hello(request) and request.metadata.dst_node_id == 4:
             fields = dict(reply.content[FIELDS]) | {"train_rows": 77}
-            return Message(RecordDict({FIELDS: ConfigRecord(fields)}), reply_to=request)
+            return Message(RecordDict({**reply.content, FIELDS: ConfigRecord(fields)}), reply_to=request)
         return None
 
     grid, story = network(recipe, change)
@@ -109,7 +109,7 @@ def test_at_the_start_of_a_resumed_run_other_rows_are_refused_for_all(recipe, tm
     def change(request, reply, silo):
         if is_hello(request) and silo == "birch":
             fields = dict(reply.content[FIELDS]) | {"train_rows": 77}
-            return Message(RecordDict({FIELDS: ConfigRecord(fields)}), reply_to=request)
+            return Message(RecordDict({**reply.content, FIELDS: ConfigRecord(fields)}), reply_to=request)
         return None
 
     grid, story = network(recipe, change)
@@ -140,7 +140,7 @@ def test_a_tie_of_base_models_waits_for_whoever_has_been_asked(recipe, tmp_path,
         if not is_hello(request):
             return None
         fields = dict(reply.content[FIELDS]) | {"fingerprint": "wrong" if silo == "ash" else "right"}
-        return Message(RecordDict({FIELDS: ConfigRecord(fields)}), reply_to=request)
+        return Message(RecordDict({**reply.content, FIELDS: ConfigRecord(fields)}), reply_to=request)
 
     grid, story = network(recipe, change)
     grid.slow = lambda message: is_hello(message) and message.metadata.dst_node_id == 3 and clock[0] < 100

@@ -8,7 +8,7 @@ from tests.federation.helpers import adapter_bytes, client_app, run
 
 from silotune.errors import FederationError, Interrupted, ModelError, RunError
 from silotune.federation import checkpoint, messages, server
-from silotune.federation.messages import ADAPTER, ARRAY, FIELDS, MANIFEST
+from silotune.federation.messages import ADAPTER, ARRAY, FIELDS, MANIFEST, VERSION
 from silotune.wire.manifest import pack, unpack
 
 
@@ -83,6 +83,7 @@ def broken(records):
         "negative loss": ({FIELDS: ConfigRecord(fields | {"loss": -0.5})}, "field loss is out of range"),
         "endless": ({FIELDS: ConfigRecord(fields | {"seconds": float("inf")})}, "field seconds is not finite"),
         "more loss tokens": ({FIELDS: ConfigRecord(fields | {"loss_tokens": 10**6})}, "more response tokens"),
+        "other schema": ({VERSION: ConfigRecord({"version": 99})}, "both sides need the same release of silotune"),
         "extra record": ({"more": ConfigRecord({"a": 1})}, "not of this schema"),
     }
 
@@ -97,7 +98,7 @@ def test_scores_that_cannot_be_are_not_taken(make_recipe, tmp_path, fields, says
         if silo != "birch" or request.metadata.message_type != "evaluate":
             return None
         records = {FIELDS: ConfigRecord(dict(reply.content[FIELDS]) | fields)}
-        return Message(RecordDict(records), reply_to=request)
+        return Message(RecordDict({**reply.content, **records}), reply_to=request)
 
     folder, events = run(make_recipe(training={"rounds": 1, "steps": 1}), tmp_path / "run", client_app(change))
     assert all(says in event.fields["reason"] for event in events if event.kind == "left_out")
@@ -112,7 +113,10 @@ def test_what_a_silo_says_of_its_failure_cannot_play_with_a_terminal_or_flood_it
     def change(request, reply, silo):
         if silo == "ash" or request.metadata.message_type != "train":
             return None
-        return Message(RecordDict({FIELDS: ConfigRecord({"failure": said[silo]})}), reply_to=request)
+        return Message(
+            RecordDict({VERSION: reply.content[VERSION], FIELDS: ConfigRecord({"failure": said[silo]})}),
+            reply_to=request,
+        )
 
     with pytest.raises(FederationError) as error:
         run(make_recipe(), tmp_path / "run", client_app(change))
@@ -242,7 +246,7 @@ def test_two_silos_of_one_name_and_another_base_are_refused_at_the_door(make_rec
             fields["silo"] = "ash"
         if silo == "ash":  # which joins first
             fields["fingerprint"] = "another"
-        return Message(RecordDict({FIELDS: ConfigRecord(fields)}), reply_to=request)
+        return Message(RecordDict({**reply.content, FIELDS: ConfigRecord(fields)}), reply_to=request)
 
     with pytest.raises(FederationError, match=r"2 silos are here, federation\.minimum asks for 3 .* no round is saved"):
         run(make_recipe(federation={"minimum": 3}), tmp_path / "run", client_app(change))
@@ -259,7 +263,7 @@ def test_silos_that_do_not_agree_on_a_base_are_named(make_recipe, tmp_path):
         if request.metadata.message_type != "query":
             return None
         fields = dict(reply.content[FIELDS]) | {"fingerprint": {"ash": "a", "birch": "b", "cedar": "b"}[silo]}
-        return Message(RecordDict({FIELDS: ConfigRecord(fields)}), reply_to=request)
+        return Message(RecordDict({**reply.content, FIELDS: ConfigRecord(fields)}), reply_to=request)
 
     recipe = make_recipe(data={"silos": ["silos/ash", "silos/birch"]})
     with pytest.raises(ModelError, match=r"different base models, none of them most of the silos: ash [|] birch"):
@@ -272,7 +276,7 @@ def test_a_silo_whose_name_would_play_with_a_terminal_is_refused(make_recipe, tm
     def change(request, reply, silo):
         if request.metadata.message_type == "query" and silo == "birch":
             fields = dict(reply.content[FIELDS]) | {"silo": "x\x1b[2J"}
-            return Message(RecordDict({FIELDS: ConfigRecord(fields)}), reply_to=request)
+            return Message(RecordDict({**reply.content, FIELDS: ConfigRecord(fields)}), reply_to=request)
         return None
 
     _, events = run(make_recipe(), tmp_path / "run", client_app(change))

@@ -6,10 +6,11 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from silotune.errors import AdmissionError
 from silotune.privacy.ledger import Entry
-from silotune.wire.envelope import Direction, Envelope, Kind
+from silotune.wire.envelope import SCHEMA, Direction, Envelope, Kind
 from silotune.wire.manifest import Manifest
 
-FIELDS, ADAPTER, ARRAY, MANIFEST = "silotune.fields", "silotune.adapter", "adapter", "silotune.manifest"
+VERSION, FIELDS, MANIFEST = "silotune.schema", "silotune.fields", "silotune.manifest"
+ADAPTER, ARRAY = "silotune.adapter", "adapter"
 
 TYPES: dict[Kind, str] = {"hello": "query", "train": "train", "evaluate": "evaluate"}
 """Flower's message type for each kind."""
@@ -20,7 +21,7 @@ NPY_HEADER_BYTES = 4096
 
 def content(envelope: Envelope) -> RecordDict:
     """Write an envelope as the content of a Flower message."""
-    records = RecordDict({FIELDS: ConfigRecord(dict(envelope.fields))})
+    records = RecordDict({VERSION: ConfigRecord({"version": SCHEMA}), FIELDS: ConfigRecord(dict(envelope.fields))})
     if envelope.vector is not None and envelope.manifest is not None:
         records[ADAPTER] = ArrayRecord({ARRAY: Array(envelope.vector)})
         records[MANIFEST] = ConfigRecord({"json": envelope.manifest.to_json()})
@@ -40,7 +41,10 @@ def envelope(message: Message, direction: Direction, kind: Kind, most_bytes: int
         AdmissionError: not what the schema allows.
     """
     records = message.content
-    if not set(records) <= {FIELDS, ADAPTER, MANIFEST} or FIELDS not in records:
+    version = records.get(VERSION)
+    if not isinstance(version, ConfigRecord) or version.get("version") != SCHEMA:
+        raise AdmissionError(f"the message is not of schema {SCHEMA}: both sides need the same release of silotune")
+    if not set(records) <= {VERSION, FIELDS, ADAPTER, MANIFEST} or FIELDS not in records:
         raise AdmissionError("the message has records that are not of this schema")
     fields = records[FIELDS]
     if not isinstance(fields, ConfigRecord):

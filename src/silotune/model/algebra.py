@@ -1,4 +1,4 @@
-"""Algebra of products B A without ever forming them: inner products from r x r Grams, and the aggregation error.
+"""Algebra of products B A without ever forming them: their norms, and the aggregation error.
 
 Notation: an adapted layer adds s B A x with A (r, d_in), B (d_out, r). The scaling s is the same for all silos of
 a run and cancels in every ratio here.
@@ -12,11 +12,6 @@ from numpy.typing import NDArray
 from silotune.model.adapter import AdapterSpec, AdapterState
 
 Matrix = NDArray[np.float64]
-
-
-def inner(b1: Matrix, a1: Matrix, b2: Matrix, a2: Matrix) -> float:
-    """<B1 A1, B2 A2>_F = tr((B1^T B2)(A2 A1^T)), in O((d_in + d_out) r^2)."""
-    return float(np.sum((b1.T @ b2) * (a1 @ a2.T)))
 
 
 def squared_norm(terms: Sequence[tuple[float, Matrix, Matrix]]) -> float:

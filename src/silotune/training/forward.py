@@ -18,7 +18,7 @@ from torch import Tensor
 
 from silotune.data.batches import Batch
 from silotune.training.kept import Keep, Kept, feeding, make_kept, same
-from silotune.training.loss import head_is_plain, plain_logits, targets
+from silotune.training.loss import head_is_plain, plain_logits, summed_loss, targets
 
 MOST_LOGITS = 256 << 20
 """Bytes of logits held at a time, twice over."""
@@ -44,7 +44,7 @@ def loss_and_correct(tuned: Any, batch: Batch, ways: Ways) -> tuple[Tensor, int]
         logits = plain_logits(tuned, batch)
         wanted = targets(batch)
         correct = int((logits.detach().argmax(-1) == wanted).sum())
-        return functional.cross_entropy(logits, wanted, reduction="sum"), correct
+        return summed_loss(logits, batch), correct
     head = tuned.get_base_model().get_output_embeddings()
     loss, correct = _SummedLoss.apply(answer_hidden(tuned, batch, ways), head, targets(batch))  # type: ignore[no-untyped-call]
     return loss, int(correct)

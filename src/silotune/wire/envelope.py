@@ -25,6 +25,7 @@ Kind = Literal["hello", "train", "evaluate"]
 Direction = Literal["down", "up"]
 
 SCHEMA = 1
+"""Travels with every message; another number is refused on both sides."""
 MAX_TEXT = 1 << 16
 MAX_REASON = 500
 """Characters of a failure's reason."""
