@@ -1,7 +1,11 @@
 """A module imports only from layers below its own, and each outside library only where it belongs."""
 
 import ast
+from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import silotune
 
@@ -66,3 +70,25 @@ def test_outside_libraries_stay_in_their_rooms():
 
 def test_the_flower_app_is_a_shim():
     assert imports(ROOT / "federation" / "flower_app" / "silotune_app.py") == ["silotune.flower"] * 2
+
+
+def test_every_installed_package_has_its_exact_version_in_the_constraints():
+    """What a fresh machine installs is what was tested: nothing that silotune needs is left to the day's newest."""
+    root = Path(__file__).parents[1]
+    pinned = {canonicalize_name(line.partition("==")[0]) for line in (root / "constraints.txt").read_text().split("\n") if "==" in line}  # fmt: skip
+    needed, seen = ["silotune"], set()
+    while needed:
+        name = canonicalize_name(needed.pop())
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            requires = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue  # for another platform or an extra that is not installed
+        for line in requires:
+            requirement = Requirement(line)
+            if requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in ("", "simulation")):
+                needed.append(requirement.name)
+    installed = {canonicalize_name(found.metadata["Name"]) for found in metadata.distributions()}
+    assert not (seen & installed) - pinned - {"silotune", "pip", "setuptools"}
