@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -174,3 +175,10 @@ def test_json_lines():
 
 def test_clock():
     assert live._clock(0) == "0:00" and live._clock(125.9) == "2:05"
+
+
+def test_the_live_table_leaves_the_streams_of_the_process_alone():
+    """What Flower and the silos say belongs into the log, not above the table."""
+    before = sys.stdout, sys.stderr
+    with LiveTable(Console(file=io.StringIO(), force_terminal=True)):
+        assert (sys.stdout, sys.stderr) == before

@@ -106,7 +106,9 @@ class LiveTable:
         self._state = _State()
         self._live: Live | None = None
         if console.is_terminal:
-            self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=4, transient=False)
+            # What others write to the process's streams meanwhile belongs into the log, not above the table.
+            self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=4, transient=False,
+                              redirect_stdout=False, redirect_stderr=False)  # fmt: skip
 
     def __enter__(self) -> "LiveTable":
         """Begin to draw."""
