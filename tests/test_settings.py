@@ -112,6 +112,22 @@ def test_relative_paths_that_leave_the_recipes_folder_are_told_apart_from_missin
         find_silos(inside.data.silos)
 
 
+@pytest.mark.parametrize("text", ['silos = "silos/*"', 'silos = "silos/b"',
+                                  '[[data.silos]]\nname = "b"\ntrain = "silos/b/train.jsonl"',
+                                  '[data.pool]\ntrain = "all.jsonl"\nlaw = "iid"\nsilos = 2'])  # fmt: skip
+def test_a_relative_path_that_a_link_leads_out_of_the_recipes_folder_is_refused(tmp_path, text):
+    folder = tmp_path / "recipes"
+    (folder / "silos").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    rows = write(tmp_path / "out" / "train.jsonl", '{"prompt": "a", "response": "b"}\n')
+    (folder / "silos" / "b").symlink_to(tmp_path / "out")
+    (folder / "all.jsonl").symlink_to(rows)
+    with pytest.raises(RecipeError, match=r"'(silos/b|silos/b/train.jsonl|all.jsonl)' is a link, .*leads out of"):
+        load_recipe(write(folder / "recipe.toml", text if text.startswith("[") else f"[data]\n{text}"))
+    meant = f'[[data.silos]]\nname = "b"\ntrain = "{folder}/all.jsonl"'
+    assert load_recipe(write(folder / "recipe.toml", meant)).data.silos[0].train == [f"{folder}/all.jsonl"]
+
+
 def test_a_relative_base_is_the_recipes_own_even_where_the_working_folder_has_one(tmp_path, monkeypatch):
     (tmp_path / "cwd" / "base").mkdir(parents=True)
     (tmp_path / "recipes").mkdir()

@@ -150,7 +150,9 @@ def _anchored(folder: Path, pattern: str, key: str) -> str:
     if pattern.startswith("~"):
         return _expanded(pattern, key)
     _inside(folder, pattern, key)
-    return str(Path(glob.escape(str(folder))) / pattern)
+    anchored = str(Path(glob.escape(str(folder))) / pattern)
+    _no_link_out(folder, anchored, key)
+    return anchored
 
 
 def _expanded(path: str, key: str) -> str:
@@ -168,6 +170,20 @@ def _inside(folder: Path, path: str, key: str) -> Path:
             f"{key}: {path!r} leads out of the recipe's folder {folder}. If that is meant, give the absolute path."
         )
     return folder / path
+
+
+def _no_link_out(folder: Path, pattern: str, key: str) -> None:
+    """Refuse a relative path that a link leads out of the folder; what lies there is read later."""
+    try:
+        found = [Path(match) for match in glob.glob(pattern)]  # noqa: PTH207 - absolute
+        out = next((path for path in found if not path.resolve().is_relative_to(folder.resolve())), None)
+    except (OSError, ValueError, RuntimeError):  # no path, or a link in a circle: the reader says which
+        return
+    if out is not None:
+        raise RecipeError(
+            f"{key}: {str(out.relative_to(folder))!r} is a link, or lies behind one, that leads out of the recipe's "
+            f"folder {folder}. If that is meant, give the absolute path of what it leads to."
+        )
 
 
 def without_folders(recipe: Recipe) -> Recipe:

@@ -6,6 +6,7 @@ from datetime import datetime
 import pytest
 from tests.conftest import TEMPLATE, make_tokenizer
 
+from silotune.data import template as templates
 from silotune.data import tokens
 from silotune.data.pieces import without_start
 from silotune.data.rows import Row, Turn
@@ -144,7 +145,7 @@ def test_a_batch_of_rows_is_each_row_alone_and_the_librarys_own_tokens(tokenizer
         alone = encode(tokenizer, row, 60)
         assert list(alone.ids) == list(example.ids) and list(alone.answered) == list(example.answered)
         if not example.cut:
-            prompt, answer = (piece for piece, _ in tokens._pieces(tokenizer, row.turns, False))
+            prompt, answer = (piece for piece, _ in templates._cut(tokenizer, row.turns, False))
             plain = [
                 *tokenizer(prompt, add_special_tokens=False)["input_ids"],
                 *tokenizer(answer, add_special_tokens=False)["input_ids"],

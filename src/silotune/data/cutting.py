@@ -40,10 +40,11 @@ def draft(turns: Sequence[Turn]) -> Draft:
 
 def endings(tokenizer: Any, turns: tuple[Turn, ...], tokens: int) -> tuple[Turn, ...]:
     """The turns with no more of a user's long text than its last `tokens` tokens or some more."""
-    return tuple(
-        replace(turn, content=ending(tokenizer, turn.content, tokens)) if turn.role == "user" else turn
-        for turn in turns
-    )
+    found = []
+    for turn in turns:
+        rest = ending(tokenizer, turn.content, tokens) if turn.role == "user" else turn.content
+        found.append(turn if rest is turn.content else replace(turn, content=rest))
+    return tuple(found)
 
 
 def shorter(tokenizer: Any, now: Draft, answered: NDArray[np.bool_], max_length: int) -> Draft | None:

@@ -6,12 +6,10 @@ in a row is text, always: the name of a special token in it is spelled out in or
 a turn, or begin one, by what it says.
 """
 
-import hashlib
 import re
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -20,16 +18,8 @@ from numpy.typing import NDArray
 from silotune.data.cutting import draft, endings, shorter
 from silotune.data.pieces import token_ids
 from silotune.data.rows import Row, Turn
+from silotune.data.template import parted_of, pieces_of
 from silotune.errors import DataError
-
-TODAY = datetime(2024, 7, 26)
-"""The date that every chat template is told, whatever the day, in training, evaluation and generation.
-
-The same text gives the same tokens on any day, also in a run that goes on after midnight and at silos far apart. It
-is the date that the templates of Llama 3 write where they are told none.
-"""
-ROLES_SHOWN = 6
-"""Of a conversation that a template refuses."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +139,17 @@ def _examples(tokenizer: Any, rows: Sequence[Row], turns: Sequence[Sequence[Turn
 
 
 def _segments(tokenizer: Any, turns: Sequence[Turn], open_end: bool, special: re.Pattern[str] | None) -> list[Segment]:
-    if special is None or not any(special.search(turn.content) for turn in turns):
-        return [Segment(text, answer, closes=answer) for text, answer in _pieces(tokenizer, turns, open_end)]
-    return _literal_segments(tokenizer, turns, open_end)
+    said = [turn.content for turn in turns]
+    if special is None or not any(special.search(content) for content in said):
+        return [
+            Segment("".join(part.text(said) for part in piece.parts), piece.answer, closes=piece.answer)
+            for piece in pieces_of(tokenizer, turns, open_end)
+        ]
+    return [
+        Segment(part.text(said), piece.answer, part.turn is not None, piece.answer and number == len(piece.parts))
+        for piece in parted_of(tokenizer, turns, open_end)
+        for number, part in enumerate(piece.parts, 1)
+    ]
 
 
 def _special_names(tokenizer: Any) -> re.Pattern[str] | None:
@@ -159,95 +157,6 @@ def _special_names(tokenizer: Any) -> re.Pattern[str] | None:
     names = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     names |= set(tokenizer.all_special_tokens)
     return re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))) if names else None
-
-
-def _literal_segments(tokenizer: Any, turns: Sequence[Turn], open_end: bool) -> list[Segment]:
-    """Segments of a conversation that has names of special tokens in what is said.
-
-    The template is filled with marks in place of the contents, so that what it writes itself is known apart from
-    what is said; filled in again, it must be what the template makes of the contents.
-    """
-    said = [turn.content for turn in turns]
-    digest = hashlib.blake2b("\0".join(said).encode(), digest_size=8).hexdigest()
-    marks = [f"turn{number}of{digest}end" for number in range(len(turns))]
-    marked = [Turn(turn.role, mark) for turn, mark in zip(turns, marks, strict=True)]
-    find = re.compile(f"({'|'.join(marks)})")
-    segments: list[Segment] = []
-    for piece, answer in _pieces(tokenizer, marked, open_end):
-        parts = [part for part in find.split(piece) if part]
-        for number, part in enumerate(parts, 1):
-            literal = part in marks
-            text = said[marks.index(part)] if literal else part
-            segments.append(Segment(text, answer, literal, closes=answer and number == len(parts)))
-    written = _template(tokenizer, turns, open_end)
-    plain = "".join(segment.text for segment in segments)
-    trimmed = "".join(segment.text.strip() if segment.literal else segment.text for segment in segments)
-    if written.startswith(plain):
-        return segments
-    if written.startswith(trimmed):
-        return [Segment(s.text.strip() if s.literal else s.text, s.answer, s.literal, s.closes) for s in segments]
-    raise DataError(
-        "the text names one of the model's special tokens, and the model's chat template rewrites the text, so that "
-        "the two cannot be told apart. Leave the row out, or take another base."
-    )
-
-
-def _pieces(tokenizer: Any, turns: Sequence[Turn], open_end: bool) -> list[tuple[str, bool]]:
-    """Cut the templated text into (text, is an answer) pieces; answers end with their end-of-turn token."""
-    pieces: list[tuple[str, bool]] = []
-    done = ""
-    for index, turn in enumerate(turns):
-        if turn.role != "assistant":
-            continue
-        before = _template(tokenizer, turns[:index], True)
-        after = _template(tokenizer, turns[: index + 1], False)
-        if not (before.startswith(done) and after.startswith(before)):
-            raise DataError("the model's chat template rewrites earlier turns, so answers cannot be marked in it.")
-        answer = after[len(before) :]
-        end = answer.rfind(tokenizer.eos_token)
-        if end >= 0:  # what the template writes after the end of a turn belongs to the next one
-            answer = answer[: end + len(tokenizer.eos_token)]
-        pieces += [(before[len(done) :], False), (answer, True)]
-        done = before + answer
-    if open_end:
-        whole = _template(tokenizer, turns, True)
-        pieces.append((whole[len(done) :], False))
-    return pieces
-
-
-def _template(tokenizer: Any, turns: Sequence[Turn], prompt: bool) -> str:
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    try:
-        text: str = tokenizer.apply_chat_template(
-            messages,
-            chat_template=_dated(tokenizer.get_chat_template()),
-            tokenize=False,
-            add_generation_prompt=prompt,
-            date_string=TODAY.strftime("%d %b %Y"),
-        )
-    except Exception:  # its words may be the row's: a template can quote what it is given, and a server choose it
-        raise DataError(f"the model's chat template refuses a conversation of {_order(turns)}.") from None
-    return text
-
-
-def _order(turns: Sequence[Turn]) -> str:
-    roles = [turn.role for turn in turns]
-    return ", ".join(roles[:ROLES_SHOWN]) + (
-        f" and {len(roles) - ROLES_SHOWN} more" if len(roles) > ROLES_SHOWN else ""
-    )
-
-
-def _dated(template: str) -> str:
-    """A chat template in which `strftime_now` answers with `TODAY`.
-
-    As a macro, for transformers hands a template no functions: each letter of a format is replaced by what it means.
-    The line's end belongs to it: the template itself must begin a line, as it does alone.
-    """
-    if "strftime_now" not in template:
-        return template
-    codes = [sign + letter for sign in ("%", "%-") for letter in "aAwdebBmyYHIpMSfjUWcxXGuVF"]
-    filled = "".join(f"|replace({code!r}, {TODAY.strftime(code)!r})" for code in codes)
-    return "{% macro strftime_now(format) %}{{ format" + filled + " }}{% endmacro %}\n" + template
 
 
 # ----------------------------------------------------------------------------------------------- tokens
