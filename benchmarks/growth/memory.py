@@ -13,6 +13,7 @@ import numpy as np
 
 from silotune.algorithms import fedavg
 from silotune.algorithms.interface import Cohort, Contribution
+from silotune.model.adapter import AdapterSpec, unflatten
 
 
 def main(silos: int, millions: float) -> None:
@@ -23,12 +24,14 @@ def main(silos: int, millions: float) -> None:
               for i in range(modules) for side in "AB"}  # fmt: skip
     start = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     one = 4 * sum(value.size for value in start.values())
+    spec = AdapterSpec.of(start)
     cohort = Cohort({f"silo{i}": 1 + i % 7 for i in range(silos)})
 
     def arriving() -> Iterator[Contribution]:
         for number, (name, weight) in enumerate(cohort.weights.items()):
-            value = np.float32(1e-4 * (number % 13 - 6))
-            yield Contribution(name, {key: np.full(shape, value) for key, shape in shapes.items()}, weight)
+            array = np.full(one // 4, np.float32(1e-4 * (number % 13 - 6)))
+            yield Contribution(name, unflatten(array, spec), weight)
+            del array
 
     before, began = _peak(), time.perf_counter()
     fedavg.aggregate(fedavg.init(start), cohort, arriving())

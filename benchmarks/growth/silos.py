@@ -1,12 +1,10 @@
 """Seconds a silo-step from 3 to 300 silos, with a random model of two layers, inline: what a silo more costs.
 
-python -m benchmarks.growth.silos [SILOS ...]
+python -m benchmarks.growth.silos SILOS
 """
 
 import json
-import os
 import resource
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -53,9 +51,4 @@ def run(count: int) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        run(int(sys.argv[1]))
-    else:
-        for wanted in sys.argv[1:] or ["3", "10", "30", "100", "300"]:
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            subprocess.run([sys.executable, "-m", "benchmarks.growth.silos", wanted], check=True, env=environment)
+    run(int(sys.argv[1]))

@@ -38,7 +38,7 @@ def packed(value=None, at=0):
 
 
 @pytest.mark.parametrize(
-    ("value", "says"), [(np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "infinite"), (1e6, "beyond 2048")]
+    ("value", "says"), [(np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "infinite"), (1e6, "beyond 128")]
 )
 def test_numbers_that_must_not_be_used(value, says):
     with pytest.raises(AdmissionError, match=says):
