@@ -1,4 +1,4 @@
-"""All arms in turn, several passes: `make bench`. Writes results/DATE.json, docs/speed.svg and prints a table.
+"""All arms in turn: `make bench`. Writes results/DATE.json and DATE.svg and prints a table.
 
 The machine's own matrix product is timed before each pass, so that speeds of one run can be set against it.
 """
@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.arms import ARMS, BATCH, ROUNDS, STEPS
+from benchmarks.speed.arms import ARMS, BATCH, ROUNDS, ROWS, STEPS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -58,7 +58,14 @@ def _environment(threads: int) -> dict[str, str]:
 def run_arm(arm: str, threads: int) -> dict[str, Any]:
     """One arm in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.speed.arms", arm]
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, env=_environment(threads))
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        env=_environment(threads) | {"BENCH_BEGAN": str(time.time())},
+    )
     if done.returncode:
         sys.exit(f"{arm} failed:\n{done.stderr[-3000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -70,10 +77,10 @@ def summary(passes: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]
     found: dict[str, dict[str, Any]] = {}
     for arm in passes[0]:
         runs = [one[arm] for one in passes]
-        found[arm] = {key: statistics.median(run[key] for run in runs) for key in ("tokens_per_s", "peak_mib")}
-        found[arm]["overhead"] = statistics.median(
-            1 - run["train_s"] / (run["wall_s"] * (2 if arm == "simulation" else 1)) for run in runs
-        )
+        found[arm] = {
+            key: statistics.median(run.get(key, 0.0) for run in runs) for key in ("tokens_per_s", "peak_mib", "start_s")
+        }
+        found[arm]["overhead"] = statistics.median(run["wall_s"] / run["train_s"] - 1 for run in runs)
         for other in passes[0]:
             ratios = [one[arm]["tokens_per_s"] / one[other]["tokens_per_s"] for one in passes]
             found[arm][f"over {other}"] = statistics.median(ratios)
@@ -95,7 +102,7 @@ def plot(result: dict[str, Any], file: Path) -> None:
     bars = axes.barh([NAMES[arm] for arm in arms], middle, xerr=spread, color=colours, ecolor="#333")
     axes.bar_label(bars, [f"{value:.0f}" for value in middle], padding=12)
     axes.invert_yaxis()
-    axes.set_xlabel("real tokens a second, three silos, two cores")
+    axes.set_xlabel("real tokens a second, four silos, two cores")
     axes.set_xlim(0, max(map(max, speeds)) * 1.15)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, metadata={"Date": None})
@@ -104,7 +111,7 @@ def plot(result: dict[str, Any], file: Path) -> None:
 def main() -> None:
     """Run all arms and write what they gave."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--passes", type=int, default=2)
+    parser.add_argument("--passes", type=int, default=1)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--out", type=Path, help="a JSON file; else results/DATE.json")
     options = parser.parse_args()
@@ -121,7 +128,8 @@ def main() -> None:
     now = datetime.now(UTC)
     result = {
         "date": now.isoformat(timespec="seconds"), "command": "make bench", "machine": platform.machine(),
-        "cores": cores, "python": platform.python_version(), "work": {"rounds": ROUNDS, "steps": STEPS, "batch": BATCH},
+        "cores": cores, "python": platform.python_version(),
+        "work": {"rounds": ROUNDS, "steps": STEPS, "batch": BATCH, "rows": ROWS},
         "matrix_gflops": rates, "share": share_of_matrix_rate(), "summary": summary(passes), "passes": passes,
     }  # fmt: skip
     (HERE / "results").mkdir(exist_ok=True)

@@ -5,11 +5,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.speed.arms import ALPHA, BATCH, LENGTH, RANK
+from benchmarks.speed.arms import ALPHA, BATCH, LENGTH, RANK, ROWS, STEPS
 from benchmarks.speed.rows import write_silos
 
 
-def main(steps: int = 4) -> None:
+def main(steps: int = STEPS) -> None:
     """Count the floating-point operations of some steps, time the same steps, and set them against large products."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -29,7 +29,7 @@ def main(steps: int = 4) -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "silos"
         folder.mkdir()
-        write_silos(folder)
+        write_silos(folder, ROWS)
         store = open_store([str(folder / "bank" / "train.jsonl")], Reading(), resident.tokenizer, LENGTH)
         examples = Split(store, torch.arange(store.size).numpy())
         plan = plan_round(TrainingSettings(steps=steps, batch=BATCH), examples.lengths, 0, "bank", 1)
