@@ -1,8 +1,8 @@
 """Sums that are the same to the bit in any order of arrival, with one accumulator whatever the number of silos.
 
 Floating-point addition is not associative, so a plain running sum would depend on which silo answers first.
-Integer addition is: each weighted update is rounded once to a multiple of 2^-37 and added as an integer of 48 bits.
-Those take 6 bytes a number, so that the sum and the update that is being added are 2.5 times an update together.
+Integer addition is: each weighted update is rounded once to a multiple of 2^-45 and added as an integer of 56 bits.
+Those take 7 bytes a number, so that the sum and the update that is being added stay below three times an update.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-FRACTION_BITS, LOW_BITS = 37, 16
-LIMIT = 2.0 ** (46 - FRACTION_BITS)
+FRACTION_BITS = 45
+LIMIT = 2.0 ** (54 - FRACTION_BITS)
 """Every |x| that is added must be below this; shares sum to at most 1, so the sum cannot overflow."""
 CHUNK = 1 << 18
 """Numbers that are converted at a time."""
@@ -21,8 +21,8 @@ class ExactMean:
     """A weighted mean of vectors, accumulated in fixed point.
 
     Guarantee: for any order of `add`, and any grouping of the silos over time, `mean` returns the same bits. Each
-    vector is rounded to multiples of 2^-37 (7.3e-12) times the inverse of the arrived share of weight, which is below
-    float32's own step for numbers from 1e-4 on; the mean is then rounded to float32 once.
+    vector is rounded to multiples of 2^-45 (2.8e-14) times the inverse of the arrived share of weight, far below
+    float32's own step at the size of LoRA updates; the mean is then rounded to float32 once.
     """
 
     def __init__(self, size: int, total_weight: int) -> None:
@@ -35,7 +35,8 @@ class ExactMean:
         if total_weight < 1:
             raise ValueError("total_weight must be at least 1")
         self._high = np.zeros(size, np.int32)
-        self._low = np.zeros(size, np.uint16)
+        self._middle = np.zeros(size, np.uint16)
+        self._low = np.zeros(size, np.uint8)
         self._total = total_weight
         self._arrived = 0
 
@@ -62,8 +63,7 @@ class ExactMean:
         for start, piece in _pieces(parts):
             part = slice(start, start + piece.size)
             total = self._sum(part) + np.rint(piece.astype(np.float64) * scale).astype(np.int64)
-            self._high[part] = total >> LOW_BITS
-            self._low[part] = total & ((1 << LOW_BITS) - 1)
+            self._high[part], self._middle[part], self._low[part] = total >> 24, (total >> 8) & 0xFFFF, total & 0xFF
         self._arrived += weight
 
     def mean(self) -> NDArray[np.float32]:
@@ -82,7 +82,8 @@ class ExactMean:
         return result
 
     def _sum(self, part: slice) -> NDArray[np.int64]:
-        return (self._high[part].astype(np.int64) << LOW_BITS) + self._low[part]
+        high, middle = self._high[part].astype(np.int64), self._middle[part].astype(np.int64)
+        return (high << 24) + (middle << 8) + self._low[part]
 
 
 def _pieces(parts: Sequence[NDArray[np.float32]]) -> Iterator[tuple[int, NDArray[np.float32]]]:
