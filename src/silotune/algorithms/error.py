@@ -47,7 +47,7 @@ class ErrorMeter:
             self._kept[contribution.silo] = contribution
         elif self._seen is not None:
             products = self._look(contribution.update)
-            if np.all(np.abs(products) < SEEN_LIMIT):
+            if products.min() > -SEEN_LIMIT and products.max() < SEEN_LIMIT:
                 self._seen.add(products.astype(np.float32), contribution.weight)
             else:
                 self._seen = None
@@ -72,15 +72,15 @@ class ErrorMeter:
 
     def _look(self, update: AdapterState | None = None) -> NDArray[np.float64]:
         """Psi B A Omega of every layer, flat, at the start or after an update."""
-        parts = []
-        for _, name_a, name_b in self._pairs:
+        seen = np.empty((len(self._pairs), PROBES, PROBES))
+        for number, (_, name_a, name_b) in enumerate(self._pairs):
             factor_a, factor_b = (
                 (self._start[name] if update is None else self._start[name] + update[name]).astype(np.float64)
                 for name in (name_a, name_b)
             )
             seen_b, seen_a = _probe("out", len(factor_b)).T @ factor_b, factor_a @ _probe("in", factor_a.shape[1])
-            parts.append((seen_b @ seen_a).ravel())
-        return np.concatenate(parts)
+            np.matmul(seen_b, seen_a, out=seen[number])
+        return seen.reshape(-1)
 
 
 @functools.lru_cache(maxsize=64)
