@@ -82,8 +82,8 @@ class ExactMean:
         return result
 
     def _sum(self, part: slice) -> NDArray[np.int64]:
-        high, middle = self._high[part].astype(np.int64), self._middle[part].astype(np.int64)
-        return (high << 24) + (middle << 8) + self._low[part]
+        high, middle, low = (plane[part].astype(np.int64) for plane in (self._high, self._middle, self._low))
+        return (high << 24) + (middle << 8) + low
 
 
 def _pieces(parts: Sequence[NDArray[np.float32]]) -> Iterator[tuple[int, NDArray[np.float32]]]:
