@@ -43,11 +43,11 @@ def matrix_rate(threads: int) -> float:
     return 2 * 2048**3 / best / 1e9
 
 
-def share_of_matrix_rate() -> dict[str, float]:
-    """What part of the matrix-product rate the resident loop reaches, in a process of one thread."""
+def share_of_matrix_rate() -> dict[str, Any]:
+    """What part of the matrix-product rate the loops reach, in a process of one thread."""
     command = [sys.executable, "-m", "benchmarks.speed.share"]
     told = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, env=_environment(1)).stdout
-    share: dict[str, float] = json.loads(told.splitlines()[-1])
+    share: dict[str, Any] = json.loads(told.splitlines()[-1])
     return share
 
 
