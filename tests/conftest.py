@@ -110,6 +110,12 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("base") / "tiny")
 
 
+@pytest.fixture(scope="session")
+def loud_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights so large that every token of a prompt is heard in the answer."""
+    return make_model(tmp_path_factory.mktemp("base") / "loud", initializer_range=0.6)
+
+
 def write_silo(folder: Path, rows: int, offset: int, extra: str = "") -> None:
     folder.mkdir(parents=True)
     for split, count, shift in (("train", rows, 0), ("test", 3, 1000)):

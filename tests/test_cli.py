@@ -76,7 +76,7 @@ def test_train_in_json(call, recipe_file, tmp_path):
         (["train", "{recipe}", "--out", "a", "--resume", "b"], "give one of them"),
         (["train", "{recipe}", "--out", "{tmp}"], "exists already"),
         (["generate", "{tmp}", "--prompt", "x"], "not a run folder"),
-        (["generate", "{tmp}"], "Missing option '--prompt'"),
+        (["generate", "{tmp}"], "what to answer? Give --prompt"),
         (["fly"], "No such command 'fly'"),
         (["train", "{recipe}", "--rounds", "3"], "No such option"),
     ],

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from silotune.data.corpus import silos_of
+from silotune.data.prompts import turns as conversation
 from silotune.data.readers import ENDINGS
 from silotune.data.rows import Turn
 from silotune.data.survey import SiloSurvey, survey
@@ -26,7 +27,8 @@ from silotune.model.adapter import AdapterSpec
 from silotune.model.base import load_tokenizer, locate
 from silotune.model.generation import Sampling
 from silotune.recipe import absolute, load_recipe, overridden, recipe_of
-from silotune.report import card, page, samples
+from silotune.report import card, export, page, samples, voice
+from silotune.report.card import Form
 from silotune.settings import HUB, Recipe
 
 
@@ -54,17 +56,53 @@ class Run:
         self, prompt: str, *, system: str | None = None, sampling: Sampling | None = None, base: bool = False
     ) -> Iterator[str]:
         """Yield the tuned model's answer to a prompt piece by piece; `base` asks the base model instead."""
-        return self.reply(samples.turns(prompt, system), sampling=sampling, base=base)
+        return self.reply(conversation(prompt, system), sampling=sampling, base=base)
 
     def reply(self, turns: Sequence[Turn], *, sampling: Sampling | None = None, base: bool = False) -> Iterator[str]:
         """Yield the answer to a conversation that ends with a user turn, piece by piece."""
-        return samples.stream(self.folder, turns, sampling or Sampling(), base)
+        pieces = voice.of(self.folder).reply(turns, sampling or Sampling(), base).pieces
+        return (piece.text for piece in pieces if piece.text)
 
     def answer(
         self, prompt: str, *, system: str | None = None, sampling: Sampling | None = None, base: bool = False
     ) -> str:
         """The tuned model's answer to a prompt; `base` asks the base model instead."""
         return "".join(self.stream(prompt, system=system, sampling=sampling, base=base)).strip()
+
+    def answers(
+        self,
+        prompts: Sequence[str | Sequence[Turn]],
+        *,
+        system: str | None = None,
+        sampling: Sampling | None = None,
+        base: bool = False,
+        batch: int = 8,
+    ) -> Iterator[str]:
+        """Yield the answers to several prompts, in their order, `batch` of them in one forward pass.
+
+        They are those of `answer`, up to rounding. A prompt is a text, which gets the system turn, or a whole
+        conversation that ends with a user turn.
+
+        Raises:
+            InputError: before the first answer: the model cannot take one of the prompts.
+        """
+        asked = [conversation(prompt, system) if isinstance(prompt, str) else prompt for prompt in prompts]
+        return voice.of(self.folder).answers(asked, sampling or Sampling(), base, batch)
+
+    def export(
+        self, to: Form, out: str | Path | None = None, *, report: Callable[[str], None] = lambda _: None
+    ) -> Path:
+        """Write the result in a form that other programs load, and return its folder: whole or not at all.
+
+        Args:
+            to: `adapter` (PEFT), `merged` (safetensors with the adapter in the weights) or `gguf` (llama.cpp).
+            out: a new folder; `export/` in the run's folder if left out.
+            report: called with what is being done.
+
+        Raises:
+            InputError: something is there already, or the model cannot be written so.
+        """
+        return export.write(self.folder, to, Path(out) if out is not None else None, report)
 
 
 def check(

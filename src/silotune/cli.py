@@ -20,6 +20,8 @@ from rich.markup import escape
 from rich.table import Table
 
 import silotune
+from silotune.commands import export, generate, serve
+from silotune.commands.options import AsJson, RunPath
 from silotune.errors import SilotuneError
 
 app = typer.Typer(
@@ -31,19 +33,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Replace a setting of the recipe.")]
 DropLeaks = Annotated[
     bool, typer.Option("--drop-leaks", help="Leave out of the tests what also stands in training text.")
 ]
-
-BothModels = Annotated[bool, typer.Option("--base", help="Show the base model's answer too.")]
-SystemTurn = Annotated[str | None, typer.Option("--system", help="A system turn at the start.")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")]
-TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of probability.")]
-SamplingSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the sampling.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -137,79 +130,10 @@ def demo(
     _tell_result(run, as_json)
 
 
-@app.command()
-def generate(
-    run: RunPath,
-    prompt: Annotated[str, typer.Option("--prompt", help="What to answer; - reads it from standard input.")],
-    base: BothModels = False,
-    system: SystemTurn = None,
-    max_tokens: MaxTokens = 200,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    seed: SamplingSeed = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Answer one prompt with a run's model."""
-    from silotune.report.samples import turns
-
-    opened = silotune.open_run(run)
-    text = sys.stdin.read() if prompt == "-" else prompt
-    if not text.strip():
-        raise silotune.InputError("--prompt: the prompt is blank.")
-    sampling = silotune.Sampling(max_tokens, temperature, top_p, seed)
-    _answers(opened, turns(text, system), sampling, base, as_json, "--- {}\n" if base else "")
-
-
-@app.command()
-def chat(
-    run: RunPath,
-    base: BothModels = False,
-    system: SystemTurn = None,
-    max_tokens: MaxTokens = 200,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    seed: SamplingSeed = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Talk with a run's model; an empty line or the end of input ends it."""
-    from silotune.data.rows import Turn
-
-    opened = silotune.open_run(run)
-    sampling = silotune.Sampling(max_tokens, temperature, top_p, seed)
-    turns = [Turn("system", system)] if system else []
-    while text := _asked():
-        turns.append(Turn("user", text))
-        answers = _answers(opened, turns, sampling, base, as_json, "{}> ")
-        turns.append(Turn("assistant", answers["tuned"] or "..."))
-
-
-def _answers(
-    run: "silotune.Run", turns: list[Any], sampling: "silotune.Sampling", base: bool, as_json: bool, heading: str
-) -> dict[str, str]:
-    """Print the next answer of a conversation as it comes, the base model's first if wanted; return the answers."""
-    answers: dict[str, str] = {}
-    for name in ("base", "tuned") if base else ("tuned",):
-        if not as_json:
-            typer.echo(heading.format(name), nl=False)
-        pieces = []
-        for piece in run.reply(turns, sampling=sampling, base=name == "base"):
-            pieces.append(piece)
-            if not as_json:
-                typer.echo(piece, nl=False)
-        answers[name] = "".join(pieces).strip()
-        if not as_json:
-            typer.echo()
-    if as_json:
-        typer.echo(json.dumps({"prompt": turns[-1].content, **answers}, ensure_ascii=False))
-    return answers
-
-
-def _asked() -> str:
-    """The next line of the user's, or nothing at the end."""
-    if sys.stdin.isatty():
-        sys.stderr.write("you> ")
-        sys.stderr.flush()
-    return sys.stdin.readline().strip()
+app.command()(generate.generate)
+app.command()(generate.chat)
+app.command()(serve.serve)
+app.command()(export.export)
 
 
 @app.command()

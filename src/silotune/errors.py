@@ -5,6 +5,7 @@ SilotuneError            1    a defect of ours, if raised as such
 │   ├── RecipeError           a key or value of a recipe
 │   ├── DataError             a file, line or field of a silo's text
 │   ├── ModelError            a base model, a LoRA setting or a device
+│   ├── LengthError           a prompt
 │   └── RunError              a run folder
 ├── FederationError      3    the federation could not go on; what was reached is saved
 ├── AdmissionError            one silo's message cannot be used; that silo is left out of the round
@@ -36,6 +37,10 @@ class DataError(InputError):
 
 class ModelError(InputError):
     """A base model, a LoRA setting or a device cannot be had."""
+
+
+class LengthError(InputError):
+    """A prompt is longer than the model reads."""
 
 
 class RunError(InputError):

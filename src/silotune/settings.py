@@ -286,6 +286,8 @@ class ReportSettings(Section):
     samples: Annotated[int, Field(ge=0, le=20)] = 0
     """Held-out questions a silo to answer in the report with the base and the tuned model. Their text is then
     in the report and on this machine: for simulations only."""
+    names: bool = True
+    """Whether the model card, which goes where the adapter goes, names the silos; else it numbers them."""
 
 
 class Recipe(Section):

@@ -5,11 +5,12 @@ import torch
 
 from silotune.data.rows import Turn
 from silotune.data.tokens import encode_prompt
-from silotune.errors import InputError
+from silotune.errors import InputError, LengthError
 from silotune.model import generation, lora
 from silotune.model.adapter import initial_adapter
 from silotune.model.base import place
 from silotune.model.generation import Sampling
+from silotune.model.targets import longest_input
 from silotune.model.tuner import tuner
 from silotune.settings import LoraSettings
 
@@ -120,6 +121,7 @@ def test_between_two_pieces_the_model_is_anybodys(resident):
         ({"seed": 2**64}, "seed is 18446744073709551616; give a number from 0"),
         ({"seed": -1}, "seed is -1"),
         ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"stop": ("a", "")}, "stop has an empty text"),
     ],
 )
 def test_sampling_that_cannot_be_meant_is_refused(wrong, says):
@@ -134,3 +136,45 @@ def test_the_ends_of_what_may_be_asked_for(resident):
     assert ask(resident, max_tokens=8, temperature=1e-3, seed=2**64 - 1) == greedy
     assert ask(resident, max_tokens=8, temperature=1.0, top_p=0.0) == greedy
     assert ask(resident, max_tokens=2, temperature=1e300)
+
+
+def said(resident, monkeypatch, text, **sampling):
+    """The pieces of an answer in which the model says this text and then ends its turn."""
+    ids = resident.tokenizer(text)["input_ids"]
+    tokens = iter([*ids, resident.tokenizer.eos_token_id])
+    monkeypatch.setattr(generation, "_choose", lambda *_: next(tokens))
+    prompt = encode_prompt(resident.tokenizer, [Turn("user", "x")])
+    return list(generation.pieces(resident.model, resident.tokenizer, prompt, Sampling(**sampling))), len(ids)
+
+
+def test_pieces_count_tokens_and_say_why_the_answer_ended(resident, monkeypatch):
+    pieces, count = said(resident, monkeypatch, "under the stone")
+    assert [piece.tokens for piece in pieces] == list(range(1, count + 2))
+    assert [piece.finish for piece in pieces] == [None] * count + ["stop"]
+    pieces, _ = said(resident, monkeypatch, "under the stone", max_tokens=2)
+    assert [piece.finish for piece in pieces] == [None, "length"]
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (("stone",), "under the "),
+        (("er the s",), "und"),
+        (("zzz", " the", "under the"), ""),
+        (("stones", "x"), "under the stone"),
+        (("e",), "und"),
+    ],
+)
+def test_a_stop_text_ends_the_answer_before_it_and_nothing_of_it_is_shown(resident, monkeypatch, stop, expected):
+    pieces, count = said(resident, monkeypatch, "under the stone", stop=stop)
+    assert "".join(piece.text for piece in pieces) == expected
+    assert pieces[-1].finish == "stop" and all(piece.finish is None for piece in pieces[:-1])
+    assert pieces[-1].tokens <= count + 1
+
+
+def test_an_answer_ends_where_the_model_can_read_no_further(resident):
+    assert longest_input(resident.model.get_base_model()) == 512
+    pieces = list(generation.pieces(resident.model, resident.tokenizer, [5] * 510, Sampling()))
+    assert len(pieces) <= 2 and pieces[-1].finish
+    with pytest.raises(LengthError, match="Shorten the prompt"):
+        generation.pieces(resident.model, resident.tokenizer, [5] * 512, Sampling())

@@ -201,6 +201,15 @@ def _label(record: Record, field: str | None) -> str | None:
 
 
 def _messages(value: Any, field: str, where: str) -> tuple[Turn, ...]:
+    return _answered(messages(value, field, where), field, where)
+
+
+def messages(value: Any, field: str, where: str) -> tuple[Turn, ...]:
+    """The turns of a list of {"role", "content"}, whoever speaks last.
+
+    Raises:
+        DataError: it is none, or the roles are not in turn.
+    """
     return _turns(value, field, where, "role", "content", lambda role: role)
 
 
@@ -210,7 +219,14 @@ SHAREGPT: Mapping[str, Role] = {
 
 
 def _conversations(value: Any, field: str, where: str) -> tuple[Turn, ...]:
-    return _turns(value, field, where, "from", "value", lambda name: SHAREGPT.get(name, name))
+    turns = _turns(value, field, where, "from", "value", lambda name: SHAREGPT.get(name, name))
+    return _answered(turns, field, where)
+
+
+def _answered(turns: tuple[Turn, ...], field: str, where: str) -> tuple[Turn, ...]:
+    if turns[-1].role != "assistant":
+        raise DataError(f"{where}: {printable(field)}: the last turn must be the assistant's.")
+    return turns
 
 
 def _turns(
@@ -231,8 +247,6 @@ def _turns(
         if role not in expected:
             raise DataError(f"{place}: the role must be {' or '.join(expected)} here.")
         turns.append(Turn(role, checked(item[said], said, place)))
-    if turns[-1].role != "assistant":
-        raise DataError(f"{where}: {name}: the last turn must be the assistant's.")
     return tuple(turns)
 
 

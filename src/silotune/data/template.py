@@ -166,7 +166,7 @@ def fill(tokenizer: Any, turns: Sequence[Turn], prompt: bool) -> str:
     try:
         text: str = tokenizer.apply_chat_template(
             messages,
-            chat_template=_dated(tokenizer.get_chat_template()),
+            chat_template=dated(tokenizer.get_chat_template()),
             tokenize=False,
             add_generation_prompt=prompt,
             date_string=TODAY.strftime("%d %b %Y"),
@@ -184,7 +184,7 @@ def _order(turns: Sequence[Turn]) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _dated(template: str) -> str:
+def dated(template: str) -> str:
     """A chat template in which `strftime_now` answers with `TODAY`.
 
     As a macro, for transformers hands a template no functions: each letter of a format is replaced by what it means.

@@ -4,6 +4,8 @@ No table of model families: whatever transformers loads as a causal language mod
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -162,10 +164,10 @@ def _load(kind: str, location: str, **options: Any) -> Any:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
     local = Path(location).is_dir()
     try:
-        return getattr(transformers, kind).from_pretrained(location, local_files_only=local, **options)
+        with without_bars():
+            return getattr(transformers, kind).from_pretrained(location, local_files_only=local, **options)
     except Exception as error:  # files that are wrong in any way: each library below has errors of its own
         if local:
             if kind != "AutoConfig":
@@ -175,5 +177,15 @@ def _load(kind: str, location: str, **options: Any) -> Any:
             f"model.base: {location!r} is no embedded name, file or folder here, and could not be had from the "
             f"Hugging Face hub ({in_a_line(error)})."
         ) from None
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep transformers from drawing its own bars."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
     finally:
         transformers.utils.logging.enable_progress_bar()

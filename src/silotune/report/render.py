@@ -16,5 +16,6 @@ def environment() -> jinja2.Environment:
     )
     made.filters["bytes"] = human_bytes
     made.filters["nats"] = lambda value: "-" if value is None else f"{value:.3f}"
+    made.filters["number"] = lambda value: f"{value:g}"
     made.filters["percent"] = lambda value: "-" if value is None else f"{100 * value:.1f} %"
     return made

@@ -1,59 +1,28 @@
-"""Text from a run's model: answers to prompts, and held-out questions answered by the base and the tuned model."""
+"""Text from a run's model: held-out questions answered by the base and the tuned model."""
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from silotune import atomic
 from silotune.data.corpus import chosen_rows, counted_rows, first_test_rows, reading_of, silos_of
-from silotune.data.rows import Row, Turn
+from silotune.data.rows import Row
 from silotune.data.tokens import encode_beginning, encode_prompt
-from silotune.errors import RunError
 from silotune.federation.run import RunFolder
 from silotune.model import generation, lora
-from silotune.model.adapter import AdapterSpec, AdapterState
-from silotune.model.base import place
 from silotune.model.generation import Sampling
-from silotune.model.tuner import Tuner, tuner
+from silotune.model.tuner import Tuner
+from silotune.report import voice
 
 SAMPLE_TOKENS = 60
 """Tokens of a sample's answer at most."""
 
 
-def turns(prompt: str, system: str | None) -> list[Turn]:
-    """A conversation that waits for its first answer."""
-    return [*([Turn("system", system)] if system else []), Turn("user", prompt)]
-
-
 def load(folder: RunFolder) -> Tuner:
     """The base model of a run with the run's adapter in it."""
-    resident = _resident(folder)
-    lora.put(resident.model, _adapter(folder, resident))
-    return resident
-
-
-def _resident(folder: RunFolder) -> Tuner:
-    recipe = folder.recipe()
-    return tuner(recipe.model.base, recipe.lora, place(recipe.model.device, recipe.model.dtype))
-
-
-def _adapter(folder: RunFolder, resident: Tuner) -> AdapterState:
-    found = lora.load(folder.adapter)
-    if AdapterSpec.of(found) != resident.spec:
-        raise RunError(f"{folder.adapter}: the adapter does not fit the base model and the settings of the run.")
-    return found
-
-
-def stream(folder: RunFolder, conversation: Sequence[Turn], sampling: Sampling, base: bool) -> Iterator[str]:
-    """Yield the next answer of a conversation piece by piece, from the tuned or the base model.
-
-    Answers of several runs may be read side by side: each speaks with its own adapter.
-    """
-    resident = _resident(folder)
-    adapter = _adapter(folder, resident)
-    prompt = encode_prompt(resident.tokenizer, conversation)
-    return generation.stream(resident.model, resident.tokenizer, prompt, sampling, base, adapter)
+    found = voice.of(folder)
+    lora.put(found.tuner.model, found.adapter)
+    return found.tuner
 
 
 def path(folder: RunFolder) -> Path:

@@ -1,0 +1,15 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+BothModels = Annotated[bool, typer.Option("--base", help="Show the base model's answer too.")]
+SystemTurn = Annotated[str | None, typer.Option("--system", help="A system turn at the start.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")]
+TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of probability.")]
+SamplingSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the sampling.")]

@@ -1,0 +1,95 @@
+"""`silotune serve`: a run's model over HTTP, in the form of OpenAI's API."""
+
+import importlib.util
+import ipaddress
+import json
+import os
+import socket
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import silotune
+from silotune.commands.options import AsJson, RunPath
+
+if TYPE_CHECKING:
+    from silotune.serving.app import Service
+
+KEY = "SILOTUNE_API_KEY"
+"""Environment variable: what clients must send as their API key, if anything."""
+PATIENCE = 3
+"""Seconds that answers under way get when the server is stopped."""
+
+Host = Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 is reached from this machine only.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")]
+MostTokens = Annotated[int, typer.Option(min=1, help="Tokens of an answer where the request says nothing.")]
+
+
+def serve(
+    run: RunPath,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    max_tokens: MostTokens = 1024,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a run's model to clients of OpenAI's API, as the models tuned and base, until it is stopped."""
+    opened = silotune.open_run(run)
+    if not (importlib.util.find_spec("starlette") and importlib.util.find_spec("uvicorn")):
+        raise silotune.InputError('silotune serve needs the serve extra: pip install "silotune[serve]".')
+    import uvicorn
+
+    from silotune.serving.app import build_app
+
+    with _listening(host, port) as listener:
+        app = build_app(_service(opened, host, max_tokens))
+        number = listener.getsockname()[1]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{number}/v1"
+        if as_json:
+            typer.echo(json.dumps({"event": "serving", "url": url, "models": ["tuned", "base"]}))
+        else:
+            typer.echo(f"{url} serves the models tuned and base. Ctrl-C stops it.")
+        if not _loopback(host) and not os.environ.get(KEY):
+            typer.echo(
+                f"silotune: whoever reaches {host}:{number} can ask the model. Set {KEY} to ask for a key.", err=True
+            )
+        settings = uvicorn.Config(
+            app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=PATIENCE
+        )
+        uvicorn.Server(settings).run(sockets=[listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        raise silotune.InputError(
+            f"{host}:{port}: cannot listen there ({error.strerror}). Choose another --host or --port."
+        ) from None
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _service(run: "silotune.Run", host: str, max_tokens: int) -> "Service":
+    from silotune.report import voice
+    from silotune.serving.app import Service
+
+    speaker = voice.of(run.folder)
+    made = int((run.folder.adapter / "adapter_model.safetensors").stat().st_mtime)
+    return Service(
+        models={"tuned": made, "base": made},
+        ask=lambda name, said, sampling: speaker.reply(said, sampling, base=name == "base"),
+        most_tokens=max_tokens,
+        hosts={"localhost", "127.0.0.1", "::1", host} if _loopback(host) else None,
+        key=os.environ.get(KEY) or None,
+    )

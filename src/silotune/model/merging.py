@@ -1,0 +1,103 @@
+"""Base and adapter as one plain model, which any program that reads the base reads too."""
+
+import copy
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from silotune.errors import ModelError
+from silotune.model import base, lora
+from silotune.model.adapter import AdapterSpec, AdapterState
+from silotune.model.generation import stop_tokens
+from silotune.model.targets import longest_input
+from silotune.settings import LoraSettings
+
+PROBES, PROBE_TOKENS = 4, 48
+"""Random token sequences on which the two are compared, and their length."""
+TOLERANCE = 1e-3
+"""Logits may differ by this share of the largest one at most,"""
+OF_EFFECT = 0.05
+"""and by this share of what the adapter changes,"""
+ROUNDING = 1e-5
+"""where that is more than rounding: this share of the largest logit."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How near a merged model is to base and adapter."""
+
+    difference: float
+    """Largest difference of any logit."""
+    largest: float
+    """Largest logit, in absolute value."""
+    effect: float
+    """Largest change of any logit that the adapter makes."""
+
+    @property
+    def limit(self) -> float:
+        """The difference that is allowed."""
+        return max(ROUNDING * self.largest, min(TOLERANCE * self.largest, OF_EFFECT * self.effect))
+
+
+def write_merged(location: str, settings: LoraSettings, adapter: AdapterState, folder: Path) -> Checked:
+    """Write base and adapter as one model in float32, with the base's generation settings, and read it again.
+
+    Args:
+        location: of the base, as `base.locate` gives it.
+        settings: of the adapter.
+        adapter: its factors.
+        folder: exists already.
+
+    Returns:
+        How near the model that transformers loads from `folder` is to base and adapter.
+
+    Raises:
+        ModelError: the adapter is not the base's, or the logits are not the same.
+    """
+    tokenizer = base.load_tokenizer(location)
+    here = base.Placement("cpu", "float32")
+    tuned = lora.attach(base.load_model(location, here), settings)
+    if AdapterSpec.of(adapter) != lora.spec_of(tuned):
+        raise ModelError("the adapter does not fit the base model and the settings of the run.")
+    lora.put(tuned, adapter)
+    probes = _probes(tuned, len(tokenizer))
+    expected = _logits(tuned, probes)
+    with tuned.disable_adapter():
+        effect = (_logits(tuned, probes) - expected).abs().max().item()
+    stops = sorted(stop_tokens(tuned, tokenizer))
+    _save(lora.merged(tuned), stops, folder)
+    del tuned
+    gc.collect()  # one model in memory, not two
+    difference = (_logits(base.load_model(str(folder), here), probes) - expected).abs().max().item()
+    checked = Checked(difference, expected.abs().max().item(), effect)
+    if not checked.difference <= checked.limit:
+        raise ModelError(
+            f"the merged model's logits differ by {difference:.2g} from those of base and adapter; {checked.limit:.2g} "
+            "is allowed. It is not kept; use the adapter as it is."
+        )
+    return checked
+
+
+def _save(model: Any, stops: list[int], folder: Path) -> None:
+    model.config.use_cache = True  # off for training
+    settings = copy.deepcopy(model.generation_config)
+    settings.eos_token_id = stops[0] if len(stops) == 1 else stops
+    model.generation_config = settings
+    with base.without_bars():
+        model.save_pretrained(folder)
+
+
+def _probes(tuned: Any, vocabulary: int) -> Any:
+    """Token ids (PROBES, length) that are the same on every machine."""
+    import torch
+
+    length = min(PROBE_TOKENS, longest_input(tuned.get_base_model()) or PROBE_TOKENS)
+    return torch.randint(vocabulary, (PROBES, length), generator=torch.Generator().manual_seed(0))
+
+
+def _logits(model: Any, ids: Any) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return model(input_ids=ids).logits.float()
