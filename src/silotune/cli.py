@@ -20,6 +20,9 @@ from rich.markup import escape
 from rich.table import Table
 
 import silotune
+from silotune.commands.compare import compare
+from silotune.commands.evaluate import evaluate
+from silotune.commands.options import AsJson, RunPath
 from silotune.errors import SilotuneError
 
 app = typer.Typer(
@@ -31,8 +34,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Replace a setting of the recipe.")]
 DropLeaks = Annotated[
     bool, typer.Option("--drop-leaks", help="Leave out of the tests what also stands in training text.")
@@ -217,6 +218,10 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
     """Write the HTML page of a run again."""
     path = str(silotune.open_run(run).report())
     typer.echo(json.dumps({"report": path}) if as_json else path)
+
+
+app.command()(compare)
+app.command()(evaluate)
 
 
 # ------------------------------------------------------------------------------------------- showing
