@@ -11,12 +11,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from silotune.data.corpus import silos_of
 from silotune.data.prompts import turns as conversation
 from silotune.data.readers import ENDINGS
 from silotune.data.rows import Turn
+from silotune.data.silos import SiloFiles
 from silotune.data.survey import SiloSurvey, survey
 from silotune.errors import FederationError, InputError, Interrupted, RecipeError, RunError
 from silotune.federation import checkpoint, local, result
@@ -30,6 +31,10 @@ from silotune.recipe import absolute, load_recipe, overridden, recipe_of
 from silotune.report import card, export, page, samples, voice
 from silotune.report.card import Form
 from silotune.settings import HUB, Recipe
+
+if TYPE_CHECKING:
+    from silotune.report.comparison import Comparison
+    from silotune.report.later import Evaluation
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,58 @@ class Run:
             InputError: something is there already, or the model cannot be written so.
         """
         return export.write(self.folder, to, Path(out) if out is not None else None, report)
+
+    def compare(
+        self,
+        *,
+        seeds: int = 1,
+        rows: Sequence[int] = (),
+        silos: Sequence[str] = (),
+        answers: int = 0,
+        watch: Watcher = lambda _: None,
+    ) -> "Comparison":
+        """Hold the run's model against the base, each silo alone and all text pooled, with the same budget.
+
+        Args:
+            seeds: seeds of training; above 1 the federation is run again too.
+            rows: training rows that every silo holds, for the curve of the gain over alone.
+            silos: those to train alone; empty: all.
+            answers: held-out questions a silo to answer in text.
+            watch: called with every `Event`: `model`, `training`, `scoring`.
+
+        Raises:
+            InputError: the silos' text is not on this machine, or an option cannot be meant.
+            FederationError: a training does not come to its end.
+            Interrupted: Ctrl-C or SIGTERM; what is done is kept.
+        """
+        from silotune.report.compare import Wanted, compare
+
+        return compare(self.folder, Wanted(seeds, tuple(rows), tuple(silos), answers), watch)
+
+    def evaluate(
+        self,
+        data: str | Path,
+        *,
+        base: bool = False,
+        answers: int = 0,
+        report: Callable[[str, str], None] = lambda *_: None,
+    ) -> "Evaluation":
+        """Score the run's model on every row of a file, a silo's folder, a folder of silos or an `hf:` dataset.
+
+        Args:
+            data: where the rows are; read as the run's recipe says.
+            base: score the base model too.
+            answers: questions a silo to answer in text.
+            report: called with the model and the silo that are next.
+
+        Raises:
+            InputError: a row cannot be used.
+        """
+        from silotune.report.later import evaluate
+
+        recipe, single = _recipe_of_path(str(data), ())
+        given = silos_of(recipe.data, recipe.seed) if single is None else [SiloFiles(single.name, (str(single),))]
+        return evaluate(self.folder, given, base, answers, report)
 
 
 def check(

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import silotune
-from silotune.commands import export, generate, serve
+from silotune.commands import compare, evaluate, export, generate, serve
 from silotune.commands.options import AsJson, RunPath
 from silotune.errors import SilotuneError
 
@@ -141,6 +141,10 @@ def report(run: RunPath, as_json: AsJson = False) -> None:
     """Write the HTML page of a run again."""
     path = str(silotune.open_run(run).report())
     typer.echo(json.dumps({"report": path}) if as_json else path)
+
+
+app.command()(compare.compare)
+app.command()(evaluate.evaluate)
 
 
 # ------------------------------------------------------------------------------------------- showing

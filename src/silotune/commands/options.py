@@ -13,3 +13,6 @@ MaxTokens = Annotated[int, typer.Option(min=1, help="Tokens of an answer at most
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of probability.")]
 SamplingSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the sampling.")]
+Answers = Annotated[
+    int, typer.Option("--answers", metavar="N", help="Answer N questions a silo in text, and score the answers; slow.")
+]

@@ -60,9 +60,10 @@ def load_corpus(silo: SiloConfig, tokenizer: Any, max_length: int, seed: int) ->
     """
     stamps = tuple(stamp(source) for source in (*silo.files.train, *silo.files.test))
     told = SiloConfig(
-        silo.files, holdout=silo.holdout, reading=silo.reading, leaks=silo.leaks, drop_leaks=silo.drop_leaks
-    )
-    return _loaded(told, Same(tokenizer), max_length, seed, stamps)
+        silo.files, holdout=silo.holdout, reading=silo.reading, leaks=silo.leaks, drop_leaks=silo.drop_leaks,
+        rows=silo.rows,
+    )  # fmt: skip
+    return _loaded(told, Same(tokenizer), max_length, seed if silo.seed is None else silo.seed, stamps)
 
 
 @functools.lru_cache(maxsize=64)
@@ -72,7 +73,7 @@ def _loaded(silo: SiloConfig, same: Same, max_length: int, seed: int, _stamps: o
     assert silo.holdout is not None, "settled by the job before text is read"
     train = open_store(files.train, silo.reading, same.tokenizer, max_length)
     test = open_store(files.test, silo.reading, same.tokenizer, max_length) if files.test else train
-    chosen = chosen_rows(files, train.size, test.size, silo.holdout, seed)
+    chosen = first_rows(chosen_rows(files, train.size, test.size, silo.holdout, seed), silo.rows, files.name, seed)
     dropped = leaks.read(silo.leaks, files.name).all if silo.drop_leaks and silo.leaks is not None else frozenset()
     corpus = corpus_of(train, test, chosen, dropped)
     require_answers(files, corpus)
@@ -154,6 +155,14 @@ def chosen_rows(files: SiloFiles, train_rows: int, test_rows: int, holdout: floa
     tested = np.zeros(len(own), np.bool_)
     tested[order[:held]] = True
     return Chosen(own[~tested], own[tested])
+
+
+def first_rows(chosen: Chosen, most: int, silo: str, seed: int) -> Chosen:
+    """The same with the first `most` training rows of a shuffle (0: all of them); fewer are some of those of more."""
+    if not most or most >= len(chosen.train):
+        return chosen
+    order = np.random.default_rng(derive(seed, "rows", silo)).permutation(len(chosen.train))
+    return Chosen(np.sort(chosen.train[order[:most]]), chosen.test)
 
 
 def silo_rows(files: SiloFiles, reading: Reading, chosen: Chosen, split: str) -> Iterator[tuple[int, Row]]:

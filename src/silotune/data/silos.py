@@ -202,6 +202,10 @@ class SiloConfig:
     """Where the base model lies here; None: the job's embedded name or hub id."""
     holdout: float | None = None
     """Share to hold out where there is no test file; None: the job's."""
+    seed: int | None = None
+    """Of what is held out, and of `rows`; None: the job's."""
+    rows: int = 0
+    """Training rows that it takes at most, the first of a shuffle by the seed; 0: all."""
     reading: Reading = field(default_factory=Reading)
     leaks: Path | None = None
     """The folder that names the test rows that also stand in training text; None: not looked for."""

@@ -313,6 +313,11 @@ class Split(Sequence[Example]):
         offsets = self.store.offsets
         return np.asarray(offsets[self._examples + 1] - offsets[self._examples])
 
+    @property
+    def row_of(self) -> NDArray[np.int32]:
+        """(examples,): the row of the store that each example is of."""
+        return np.asarray(self.store.rows[self._examples])
+
     def __len__(self) -> int:
         return len(self._examples)
 

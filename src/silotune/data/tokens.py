@@ -39,6 +39,12 @@ class Example:
         """Tokens that carry loss. The first token of all is never predicted."""
         return int(np.count_nonzero(self.answered[1:]))
 
+    @property
+    def last_answer(self) -> int:
+        """Where the last answer begins: all before it is the question. 0 for a plain text, which has none."""
+        before = np.flatnonzero(~self.answered)
+        return int(before[-1]) + 1 if len(before) else 0
+
 
 @dataclass(frozen=True)
 class Segment:

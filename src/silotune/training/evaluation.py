@@ -1,13 +1,20 @@
-"""Held-out loss and token accuracy of the adapter that lies in the model."""
+"""Held-out loss and token accuracy of the adapter that lies in the model.
+
+A silo scores its own rows with this, whoever trained the adapter; only sums need leave it.
+"""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from silotune.data.batches import by_length, collate
-from silotune.data.store import Split
+import numpy as np
+from numpy.typing import NDArray
+
+from silotune.data.batches import Batch, by_length, collate
+from silotune.data.joined import Examples
 from silotune.model.tuner import Tuner
-from silotune.training.forward import Ways, loss_and_correct
+from silotune.training.forward import Ways, each_token
 
 TOKENS = 4096
 """Tokens in a forward pass of evaluation, padding included."""
@@ -27,20 +34,39 @@ class Score:
     seconds: float = 0.0
 
 
-def evaluate(tuner: Tuner, ways: Ways, examples: Split, report: Callable[[], None] = lambda: None) -> Score:
-    """Score the adapter that lies in the model on rows; `report` is called after each batch and may raise to stop."""
-    import torch
+@dataclass(frozen=True)
+class Scores:
+    """The same for each example apart: (examples,) each."""
 
+    loss: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    correct: NDArray[np.int64]
+
+
+def evaluate(tuner: Tuner, ways: Ways, examples: Examples, report: Callable[[], None] = lambda: None) -> Score:
+    """Score the adapter that lies in the model on rows; `report` is called after each batch and may raise to stop."""
+    began = time.monotonic()
+    each = score_each(tuner, ways, examples, report)
+    sums = int(each.tokens.sum()), float(each.loss.sum()), int(each.correct.sum())
+    return Score(len(examples), *sums, time.monotonic() - began)
+
+
+def score_each(tuner: Tuner, ways: Ways, examples: Examples, report: Callable[[], None] = lambda: None) -> Scores:
+    """Like `evaluate`, for each example apart."""
     model, pad = tuner.model, int(tuner.tokenizer.pad_token_id or 0)
     model.eval()
-    began = time.monotonic()
-    loss, tokens, correct = 0.0, 0, 0
-    with torch.no_grad():
-        for rows in by_length(examples.lengths, TOKENS):
-            batch = collate([examples[row] for row in rows], pad, tuner.device)
-            batch_loss, batch_correct = loss_and_correct(model, batch, ways)
-            loss += float(batch_loss)
-            correct += batch_correct
-            tokens += batch.loss_tokens
-            report()
-    return Score(len(examples), tokens, loss, correct, time.monotonic() - began)
+    loss = np.zeros(len(examples))
+    tokens, correct = np.zeros(len(examples), np.int64), np.zeros(len(examples), np.int64)
+    for rows in by_length(examples.lengths, TOKENS):
+        batch = collate([examples[row] for row in rows], pad, tuner.device)
+        losses, first = each_token(model, batch, ways)
+        tokens[rows] = batch.predicts.sum(1).cpu().numpy()
+        loss[rows], correct[rows] = summed(batch, losses), summed(batch, first)
+        report()
+    return Scores(loss, tokens, correct)
+
+
+def summed(batch: Batch, values: Any) -> NDArray[np.float64]:
+    """(rows,): sums over each row's loss tokens, of a tensor (loss tokens,)."""
+    rows = batch.predicts.nonzero()[:, 0].cpu().numpy()
+    return np.bincount(rows, values.double().cpu().numpy(), len(batch.ids)).astype(np.float64)

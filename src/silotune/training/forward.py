@@ -50,6 +50,25 @@ def loss_and_correct(tuned: Any, batch: Batch, ways: Ways) -> tuple[Tensor, int]
     return loss, int(correct)
 
 
+def each_token(tuned: Any, batch: Batch, ways: Ways) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (loss tokens,) in nats, float32, and whether each was the first choice; without gradients."""
+    wanted = targets(batch)
+    with torch.no_grad():
+        if not ways.head:
+            logits = plain_logits(tuned, batch)
+            return functional.cross_entropy(logits, wanted, reduction="none"), logits.argmax(-1) == wanted
+        head = tuned.get_base_model().get_output_embeddings()
+        hidden = answer_hidden(tuned, batch, ways)
+        losses, first = [hidden.new_zeros(0, dtype=torch.float32)], [wanted.new_zeros(0, dtype=torch.bool)]
+        size = max(1, MOST_LOGITS // (4 * head.weight.shape[0]))
+        for start in range(0, len(hidden), size):
+            logits = functional.linear(hidden[start : start + size], head.weight, head.bias).float()
+            tokens = wanted[start : start + size]
+            losses.append(functional.cross_entropy(logits, tokens, reduction="none"))
+            first.append(logits.argmax(-1) == tokens)
+    return torch.cat(losses), torch.cat(first)
+
+
 def answer_hidden(tuned: Any, batch: Batch, ways: Ways) -> Tensor:
     """Last hidden states (loss tokens, width) at the positions that carry loss."""
     if ways.kept is not None:

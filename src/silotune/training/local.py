@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from silotune.data.batches import Batch, collate, plan_round
+from silotune.data.joined import Examples
 from silotune.data.seeds import derive
-from silotune.data.store import Split
 from silotune.errors import SilotuneError
 from silotune.model import lora
 from silotune.model.tuner import Tuner
@@ -68,7 +68,7 @@ def learning_rate(settings: TrainingSettings, progress: float) -> float:
 def train_round(
     tuner: Tuner,
     ways: Ways,
-    examples: Split,
+    examples: Examples,
     settings: TrainingSettings,
     seed: int,
     silo: str,
@@ -83,7 +83,7 @@ def train_round(
     Args:
         tuner: the resident model, with the received adapter in it.
         ways: the short ways through it (`forward.ways_of`).
-        examples: the silo's training rows.
+        examples: the silo's training rows (or those of all, pooled).
         settings: of the training.
         seed: of the run.
         silo: the silo's name, part of every seed.

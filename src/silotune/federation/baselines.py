@@ -1,0 +1,288 @@
+"""The models that a run is held against: the base, each silo alone, all text pooled, and the federation again.
+
+What is the same for all of them: the base, the adapter's shape and its start (drawn from the seed), a silo's rows, the
+batch, the learning rate and its course over the whole training, and an optimizer that starts anew each round.
+
+alone       a federation of one silo, plainly averaged, for as many rounds as that silo took part in: so many steps
+pooled      one model on all silos' rows, for as many optimizer steps as all silos together took in the federation: it
+            sees as many rows as they all did, and its tokens are noted beside it
+federated   the run's own adapter; with another seed or with fewer rows the same federation, run again in this process
+
+Each model has a folder in RUN/compare that is named by all that its training depends on. A training that was cut
+short goes on at its last round there, and one that is done is not done again.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from silotune import atomic
+from silotune.algorithms.interface import ServerState
+from silotune.data.joined import Joined
+from silotune.data.seeds import derive
+from silotune.errors import FederationError, Interrupted, RunError
+from silotune.federation import checkpoint, result
+from silotune.federation.checkpoint import Saved
+from silotune.federation.events import Event
+from silotune.federation.ground import Ground
+from silotune.federation.metrics import silo_line
+from silotune.federation.run import RunFolder
+from silotune.model import lora
+from silotune.model.adapter import AdapterSpec, AdapterState, initial_adapter
+from silotune.model.base import place
+from silotune.settings import FederationSettings, Recipe, TrainingSettings
+
+FORMAT = 1
+"""Changes when the same training would come to another result, or is written down otherwise."""
+POOLED = "pooled"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a training took."""
+
+    rounds: int
+    steps: int
+    """Of the optimizer."""
+    tokens: int
+    loss_tokens: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of a comparison."""
+
+    name: str
+    """`base`, `alone:NAME`, `pooled` or `federated`."""
+    seed: int
+    folder: Path
+    """Where what is known of it is kept."""
+    adapter: Path | None
+    """The folder of its adapter; None: the base."""
+    train_rows: int
+    spent: Spent
+    silos: Mapping[str, Spent]
+    """What each silo spent on it."""
+
+
+def spent_by(lines: Iterable[Mapping[str, Any]]) -> dict[str, Spent]:
+    """What each silo's training took, from lines of metrics.jsonl; of updates that counted."""
+    found: dict[str, Spent] = {}
+    for line in lines:
+        if line["silo"] is not None and line["train"] and line["status"] == "ok":
+            before, now = found.get(line["silo"], Spent(0, 0, 0, 0)), line["train"]
+            found[line["silo"]] = Spent(
+                before.rounds + 1,
+                before.steps + now["steps"],
+                before.tokens + now["tokens"],
+                before.loss_tokens + now["loss_tokens"],
+            )
+    return found
+
+
+def total(spent: Iterable[Spent], rounds: int) -> Spent:
+    """What several silos spent together."""
+    listed = list(spent)
+    return Spent(rounds, *(sum(getattr(one, name) for one in listed) for name in ("steps", "tokens", "loss_tokens")))
+
+
+# ------------------------------------------------------------------------------------------- models that are there
+
+
+def base(ground: Ground) -> Model:
+    """The base itself."""
+    folder = _folder(ground, "base", {"base": ground.fingerprint, "numbers": _numbers(ground)})
+    return Model("base", ground.recipe.seed, folder, None, 0, Spent(0, 0, 0, 0), {})
+
+
+def federated(ground: Ground) -> Model:
+    """The run's own adapter."""
+    weights = (ground.run.adapter / "adapter_model.safetensors").read_bytes()
+    depends = {"adapter": hashlib.blake2b(weights, digest_size=16).hexdigest(), "base": ground.fingerprint,
+               "numbers": _numbers(ground)}  # fmt: skip
+    folder = _folder(ground, "federated", depends)
+    silos = spent_by(ground.run.metrics())
+    rows = sum(len(ground.corpus(silo).train) for silo in ground.silos)
+    return Model("federated", ground.recipe.seed, folder, ground.run.adapter, rows,
+                 total(silos.values(), ground.recipe.training.rounds), silos)  # fmt: skip
+
+
+def _numbers(ground: Ground) -> list[str]:
+    model = ground.recipe.model
+    return [place(model.device, model.dtype).dtype, model.keep]
+
+
+def put(ground: Ground, model: Model) -> None:
+    """Have a model's adapter lie in the resident base."""
+    if model.adapter is not None:
+        adapter: AdapterState = lora.load(model.adapter)
+        if AdapterSpec.of(adapter) != ground.resident.spec:
+            raise RunError(f"{model.adapter}: the adapter does not fit the base model and the settings of the run.")
+    else:
+        adapter = initial_adapter(ground.resident.spec, derive(model.seed, "adapter"))
+    lora.put(ground.resident.model, adapter)
+
+
+# ----------------------------------------------------------------------------------------- models that are trained
+
+
+def alone(ground: Ground, silo: str, seed: int, rounds: int, rows: int = 0, steps: int | None = None) -> Model:
+    """One silo on its own rows.
+
+    Args:
+        ground: of the comparison.
+        silo: its name.
+        seed: of the training.
+        rounds: as many as it took part in.
+        rows: training rows that it holds at most; 0: all.
+        steps: a round, in place of the recipe's own.
+
+    Raises:
+        FederationError: training does not come to an end, the loss is not finite for example.
+    """
+    old = ground.recipe.federation
+    plain = FederationSettings(minimum=1, engine="inline", threads=old.threads, round_timeout=old.round_timeout,
+                               join_timeout=old.join_timeout)  # fmt: skip
+    training = _with_steps(ground.recipe.training, steps).model_copy(update={"rounds": max(1, rounds)})
+    recipe = ground.recipe.model_copy(update={"federation": plain, "training": training, "seed": seed})
+    return _federation(ground, f"alone:{silo}", recipe, [silo], rows)
+
+
+def federated_again(ground: Ground, seed: int, rows: int = 0, steps: int | None = None) -> Model:
+    """The run's federation, with another seed or fewer rows.
+
+    Raises:
+        FederationError: too few updates can be used.
+    """
+    training = _with_steps(ground.recipe.training, steps)
+    recipe = ground.recipe.model_copy(update={"training": training, "seed": seed})
+    return _federation(ground, "federated", recipe, list(ground.silos), rows)
+
+
+def pooled(ground: Ground, seed: int, together: Spent) -> Model:
+    """One model on all silos' rows.
+
+    Args:
+        ground: of the comparison.
+        seed: of the training.
+        together: what all silos spent in the federation.
+
+    Raises:
+        FederationError: the loss is not finite.
+    """
+    rounds = ground.recipe.training.rounds
+    training = _with_steps(ground.recipe.training, max(1, round(together.steps / rounds)))
+    recipe = ground.recipe.model_copy(update={"training": training, "seed": seed})
+    names = sorted(ground.silos)
+
+    def train(work: RunFolder) -> AdapterState:
+        from silotune.training.local import DivergedError
+
+        try:
+            return _pool(ground, work, recipe, names)
+        except DivergedError as error:
+            raise FederationError(f"{POOLED}: {error}") from None
+
+    return _trained(ground, POOLED, recipe, names, 0, train)
+
+
+def _with_steps(training: TrainingSettings, steps: int | None) -> TrainingSettings:
+    return training if steps is None else training.model_copy(update={"steps": steps, "epochs": None})
+
+
+def _federation(ground: Ground, name: str, recipe: Recipe, silos: list[str], rows: int) -> Model:
+    def train(work: RunFolder) -> AdapterState:
+        from silotune.federation.app import client_app
+        from silotune.federation.inline import run_inline
+        from silotune.federation.server import federate
+
+        work.path.mkdir(parents=True, exist_ok=True)
+        quick = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"every": 0})})
+        venue = replace(ground.venue, expected=len(silos), watch=_rounds_of(ground, name, recipe))
+        spec, states = result.adapter_spec(recipe), list[ServerState]()
+        crew = [replace(ground.silos[silo], rows=rows) for silo in ground.silos if silo in silos]
+        try:
+            run_inline(lambda grid: states.append(federate(grid, quick, work, venue, spec)), client_app, crew)
+        except (FederationError, Interrupted) as error:
+            raise type(error)(f"{name}: {error}") from error
+        return states[0].adapter
+
+    return _trained(ground, name, recipe, silos, rows, train)
+
+
+def _rounds_of(ground: Ground, name: str, recipe: Recipe) -> Callable[[Event], None]:
+    """A watcher that passes on how far a training is, and nothing else."""
+
+    def watch(event: Event) -> None:
+        if event.kind == "round":
+            fields = {"model": name, "round": event.fields["round"], "rounds": recipe.training.rounds}
+            ground.venue.watch(Event("training", fields))
+
+    return watch
+
+
+def _pool(ground: Ground, work: RunFolder, recipe: Recipe, silos: list[str]) -> AdapterState:
+    """Rounds of local training on all rows, saved after each."""
+    from silotune.training.local import train_round
+
+    work.path.mkdir(parents=True, exist_ok=True)
+    saved = checkpoint.latest(work)
+    checkpoint.rewind(work, saved)
+    spec = ground.resident.spec
+    state = saved.state if saved else ServerState(0, initial_adapter(spec, derive(recipe.seed, "adapter")))
+    rows = Joined(tuple(ground.corpus(silo).train for silo in silos))
+    watch = _rounds_of(ground, POOLED, recipe)
+    while state.round < recipe.training.rounds:
+        lora.put(ground.resident.model, state.adapter)
+        totals = train_round(ground.resident, ground.ways, rows, recipe.training, recipe.seed, POOLED,
+                             state.round + 1, lambda _: ground.require_going())  # fmt: skip
+        state = ServerState(state.round + 1, lora.take(ground.resident.model))
+        work.add_metrics(silo_line(state.round, POOLED, None) | {"train": asdict(totals)})
+        checkpoint.save(work, Saved(state, {}, checkpoint.metrics_bytes(work)))
+        watch(Event("round", {"round": state.round}))
+    return state.adapter
+
+
+def _trained(
+    ground: Ground,
+    name: str,
+    recipe: Recipe,
+    silos: list[str],
+    rows: int,
+    train: Callable[[RunFolder], AdapterState],
+) -> Model:
+    """A model from its folder, trained if it is not there."""
+    depends = {
+        "recipe": recipe.model_dump(exclude={"name": True, "data": True, "evaluation": True, "report": True,
+                                             "model": {"base", "keep_mib"}, "federation": RUNTIME}),
+        "base": ground.fingerprint, "numbers": _numbers(ground), "max_length": recipe.data.max_length,
+        "silos": [[silo, ground.digest(silo, "train", rows)] for silo in sorted(silos)],
+    }  # fmt: skip
+    work = RunFolder(_folder(ground, name, depends))
+    done = work.path / "trained.json"
+    if not done.exists():
+        result.write_adapter(work, recipe, train(work))
+        told = {"model": name, "seed": recipe.seed, "rows": sum(len(ground.corpus(silo, rows).train) for silo in silos),
+                "silos": {silo: asdict(spent) for silo, spent in spent_by(work.metrics()).items()}}  # fmt: skip
+        atomic.write_text(done, json.dumps(told, indent=2, ensure_ascii=False))
+        shutil.rmtree(work.states, ignore_errors=True)
+    told = json.loads(done.read_text(encoding="utf-8"))
+    by_silo = {silo: Spent(**spent) for silo, spent in told["silos"].items()}
+    return Model(name, recipe.seed, work.path, work.adapter, told["rows"],
+                 total(by_silo.values(), recipe.training.rounds), by_silo)  # fmt: skip
+
+
+RUNTIME = {"engine", "workers", "threads", "silos", "round_timeout", "join_timeout"}
+"""Settings of the federation that change no figure."""
+
+
+def _folder(ground: Ground, name: str, depends: Mapping[str, Any]) -> Path:
+    """RUN/compare/NAME-DIGEST."""
+    text = json.dumps({"format": FORMAT, "name": name, **depends}, sort_keys=True)
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
+    return ground.run.path / "compare" / f"{re.sub('[^A-Za-z0-9.-]+', '-', name)[:40]}-{digest}"

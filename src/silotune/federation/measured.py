@@ -1,0 +1,138 @@
+"""A model on a silo's held-out rows: the loss of each row, the labels that it chooses, how its answers score.
+
+Kept in the model's folder, so that nothing is computed twice. Figures only: no row's text.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from silotune import atomic
+from silotune.data.corpus import chosen_rows, counted_rows, silo_rows
+from silotune.data.store import Split
+from silotune.federation.baselines import Model, put
+from silotune.federation.ground import Ground
+from silotune.model.tuner import Tuner
+from silotune.training.scores import AnswerScores, Chosen
+
+if TYPE_CHECKING:  # it loads torch
+    from silotune.training.labels import Candidates
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one model on the held-out rows of one silo."""
+
+    loss: NDArray[np.float64]
+    """(rows,): sum over a row's loss tokens, in nats."""
+    tokens: NDArray[np.int64]
+    """(rows,): those that carry loss."""
+    correct: NDArray[np.int64]
+    """(rows,): those that were the model's first choice."""
+    labels: Chosen | None = None
+    answers: tuple[AnswerScores, ...] = ()
+
+
+def measure(ground: Ground, model: Model, silo: str, offered: "Candidates | None" = None, answers: int = 0) -> Measured:
+    """Score a model on a silo's held-out rows, or recall what it scored.
+
+    Args:
+        ground: of the comparison.
+        model: to score.
+        silo: whose rows.
+        offered: labels to choose from; None: none are chosen.
+        answers: questions to answer in text.
+
+    Raises:
+        Interrupted: somebody has asked to stop; what is done is kept.
+    """
+    ground.require_going()
+    test = ground.digest(silo, "test")
+    rows = _kept(model.folder / f"rows-{test}.json", lambda: _rows(ground, model, silo))
+    return Measured(
+        np.array(rows["loss"], np.float64),
+        np.array(rows["tokens"], np.int64),
+        np.array(rows["correct"], np.int64),
+        _labels(ground, model, silo, offered) if offered else None,
+        _answers(ground, model, silo, answers) if answers else (),
+    )
+
+
+def labels_of(tokenizer: Any, splits: Sequence[Split]) -> "tuple[Candidates | None, list[str]]":
+    """The labels that an answer can be, of rows to train and to test on; or none, and what is to be said of it."""
+    if not any(split.store.described.labels for split in splits):
+        return None, []
+    from silotune.training.labels import candidates
+
+    found = candidates(tokenizer, splits)
+    if isinstance(found, str):
+        return None, [f"Labels are not scored: {found}."] if found else []
+    return found, []
+
+
+def _kept(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(file, json.dumps(compute()))
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def _rows(ground: Ground, model: Model, silo: str) -> dict[str, Any]:
+    put(ground, model)
+    found = score_rows(ground.resident, ground.ways, ground.corpus(silo).test, ground.require_going)
+    return {name: getattr(found, name).tolist() for name in ("loss", "tokens", "correct")}
+
+
+def score_rows(tuner: Tuner, ways: Any, split: Split, report: Callable[[], None] = lambda: None) -> Measured:
+    """Score the adapter that lies in the model on each row of a split; a long plain text is several examples."""
+    from silotune.training.evaluation import score_each
+
+    each = score_each(tuner, ways, split, report)
+    names, place = np.unique(split.row_of, return_inverse=True)
+    loss, tokens, correct = (np.bincount(place, one, len(names)) for one in (each.loss, each.tokens, each.correct))
+    return Measured(loss.astype(np.float64), tokens.astype(np.int64), correct.astype(np.int64))
+
+
+def _labels(ground: Ground, model: Model, silo: str, offered: "Candidates") -> Chosen:
+    from silotune.training.labels import choose
+
+    def compute() -> dict[str, Any]:
+        put(ground, model)
+        found = choose(ground.resident, ground.ways, ground.corpus(silo).test, offered,
+                       ground.recipe.data.max_length, ground.require_going)  # fmt: skip
+        lists = {name: getattr(found, name).tolist() for name in ("truth", "likeliest", "greedy")}
+        return lists | {"left_out": found.left_out}
+
+    key = _key(ground.digest(silo, "test"), offered.labels, offered.tokens)
+    told = _kept(model.folder / f"labels-{key}.json", compute)
+    truth, likeliest, greedy = (np.array(told[name], np.int64) for name in ("truth", "likeliest", "greedy"))
+    return Chosen(truth, likeliest, greedy, told["left_out"])
+
+
+def _answers(ground: Ground, model: Model, silo: str, count: int) -> tuple[AnswerScores, ...]:
+    from silotune.training import answers
+
+    def compute() -> dict[str, Any]:
+        put(ground, model)
+        test, data = ground.corpus(silo).test, ground.recipe.data
+        config = ground.silos[silo]
+        split = chosen_rows(config.files, *counted_rows(config.files, config.reading), data.holdout, ground.recipe.seed)
+        chosen = answers.drawn(test, count, ground.recipe.seed, silo)
+        rows = silo_rows(config.files, config.reading, split, "test")
+        found = answers.answer_each(ground.resident, test, chosen, rows, ground.require_going)
+        return {"answers": [asdict(one) for one in found]}
+
+    key = _key(ground.digest(silo, "test"), silo, ground.recipe.seed, count, answers.MOST_TOKENS)
+    told = _kept(model.folder / f"answers-{key}.json", compute)
+    return tuple(AnswerScores(**one) for one in told["answers"])
+
+
+def _key(*parts: object) -> str:
+    return hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()

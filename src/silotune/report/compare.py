@@ -1,0 +1,242 @@
+"""Was it worth it? A run's model beside the base, each silo alone and all text pooled, on the same held-out rows.
+
+Two questions, two numbers, never mixed: is a silo better off with the federated model than alone on its own rows, and
+is it on everybody's. Everybody's loss is that of a token: all held-out tokens of all silos count the same, as in the
+run's own figures. The models and their budget are described in `federation.baselines`.
+
+All silos' text must be on this machine, so this is for simulations. What is computed on a silo's rows are functions
+that a silo could call itself (`training.evaluation`, `training.labels`); what they give are figures.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from silotune.data.files import printable
+from silotune.errors import InputError, Interrupted
+from silotune.federation import baselines, local
+from silotune.federation import run as run_folder
+from silotune.federation.baselines import Model, Spent
+from silotune.federation.events import Event, Watcher
+from silotune.federation.ground import Ground, open_ground
+from silotune.federation.measured import labels_of, measure
+from silotune.federation.run import RunFolder
+from silotune.report import comparison, gains
+from silotune.report.comparison import Budget, Comparison, Point, Trained
+from silotune.report.gains import Column, Trial
+from silotune.report.statistics import crossover
+from silotune.training.scores import require_packages
+
+if TYPE_CHECKING:  # it loads torch
+    from silotune.training.labels import Candidates
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to compare."""
+
+    seeds: int = 1
+    """Seeds of training: that of the run, and those after it."""
+    rows: tuple[int, ...] = ()
+    """Row counts of the curve."""
+    silos: tuple[str, ...] = ()
+    """Silos to train alone; empty: all. The tests are always everybody's."""
+    answers: int = 0
+    """Held-out questions a silo to answer in text."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            InputError: naming the option.
+        """
+        if self.seeds < 1:
+            raise InputError(f"--seeds {self.seeds}: give a number of at least 1.")
+        if self.answers < 0:
+            raise InputError(f"--answers {self.answers}: give a number of at least 0.")
+        if any(count < 1 for count in self.rows) or len(set(self.rows)) < len(self.rows):
+            raise InputError("--rows: give different numbers of at least 1, with commas between: 20,50,100.")
+
+
+def compare(run: RunFolder, wanted: Wanted, watch: Watcher = lambda _: None) -> Comparison:
+    """Compare a finished run's model; what was computed before is not computed again.
+
+    Args:
+        run: the run's folder; RUN/compare and RUN/compare.json are written.
+        wanted: what to compare.
+        watch: told of `model` (one is begun: its number of how many), `training` (a round of it is done), `scoring`.
+
+    Raises:
+        InputError: text, silos or row counts cannot be used.
+        RunError: the silos' text is not on this machine.
+        FederationError: a training does not come to its end.
+        Interrupted: somebody asked to stop; what is done is kept.
+    """
+    if wanted.answers:
+        require_packages()
+    with run_folder.held(run):
+        ground = open_ground(run)
+        alone = _silos(ground, wanted)
+        _require_rows(ground, wanted.rows)
+        with (
+            run_folder.scratch(run) as scratch,
+            local.quiet(run.log_file) as aloud,
+            local.local_venue(len(ground.silos), aloud(watch), scratch) as venue,
+        ):
+            silos = {name: replace(silo, scratch=scratch) for name, silo in ground.silos.items()}
+            ground = replace(ground, silos=silos, venue=venue)
+            try:
+                found = _compared(ground, wanted, alone)
+            except Interrupted as error:
+                raise Interrupted(f"{error} Go on with the same command.") from error
+        comparison.write(run, found)
+    return found
+
+
+def _silos(ground: Ground, wanted: Wanted) -> list[str]:
+    for name in wanted.silos:
+        if name not in ground.silos:
+            known = ", ".join(map(printable, sorted(ground.silos)))
+            raise InputError(f"--silos: the run has no silo {printable(name)!r}; it has {known}.")
+    return sorted(set(wanted.silos) or ground.silos)
+
+
+def _require_rows(ground: Ground, counts: Sequence[int]) -> None:
+    held = {name: ground.corpus(name).train.rows for name in sorted(ground.silos)}
+    for count in counts:
+        if count > max(held.values()):
+            listed = ", ".join(f"{printable(name)} {rows}" for name, rows in held.items())
+            raise InputError(f"--rows {count}: no silo holds so many training rows ({listed}).")
+
+
+# ----------------------------------------------------------------------------------------------- the models
+
+
+@dataclass
+class _Work:
+    """What goes on."""
+
+    ground: Ground
+    wanted: Wanted
+    alone: Sequence[str]
+    offered: "Candidates | None"
+    models: int
+    """To be looked at, over all."""
+    begun: int = 0
+
+
+def _compared(ground: Ground, wanted: Wanted, alone: Sequence[str]) -> Comparison:
+    corpora = [ground.corpus(silo) for silo in sorted(ground.silos)]
+    offered, remarks = labels_of(ground.tokenizer, [split for one in corpora for split in (one.train, one.test)])
+    each = 2 + len(alone)
+    models = 1 + wanted.seeds * (each + len(wanted.rows) * (each - 1))
+    work = _Work(ground, wanted, alone, offered, models)
+    seeds = [(ground.recipe.seed + number) % 2**63 for number in range(wanted.seeds)]
+    base = _column(work, "base", ground.recipe.seed, lambda: baselines.base(ground))
+    trials = [_trial(work, seed) for seed in seeds]
+    every = gains.gains(trials)
+    columns = [base, *(column for trial in trials for column in _columns(trial))]
+    curve = [_point(work, count, seeds) for count in sorted(wanted.rows)]
+    return Comparison(
+        budget=_budget(ground, [column.model for column in columns]),
+        matrix=[cell for column in columns for cell in gains.cells(column)],
+        everybody=[gains.over_everybody(column) for column in columns],
+        gains=every,
+        mean_gain=gains.mean_gain(every),
+        share_of_pooled_gain=gains.share_of_pooled_gain(base, trials),
+        seeds=seeds,
+        intervals=gains.intervals(trials, ground.recipe.seed),
+        curve=curve or None,
+        crossover=crossover([(point.rows, point.own) for point in curve]),
+        remarks=[*remarks, *_remarks(work, curve)],
+    )
+
+
+def _trial(work: _Work, seed: int, rows: int = 0, steps: int | None = None) -> Trial:
+    """The models of a seed, at a number of training rows (0: all that there are)."""
+    ground = work.ground
+
+    def federation() -> Model:
+        if rows or seed != ground.recipe.seed:
+            return baselines.federated_again(ground, seed, rows, steps)
+        return baselines.federated(ground)
+
+    federated = _column(work, "federated", seed, federation, rows)
+    nothing = Spent(0, 0, 0, 0)
+    alone = {}
+    for silo in work.alone:
+        rounds = federated.model.silos.get(silo, nothing).rounds
+        make = functools.partial(baselines.alone, ground, silo, seed, rounds, rows, steps)
+        alone[silo] = _column(work, f"alone:{silo}", seed, make, rows)
+    if rows:
+        return Trial(federated, alone)
+    together = federated.model.spent
+    pooled = _column(work, baselines.POOLED, seed, lambda: baselines.pooled(ground, seed, together))
+    return Trial(federated, alone, pooled)
+
+
+def _column(work: _Work, name: str, seed: int, make: Callable[[], Model], rows: int = 0) -> Column:
+    """Train a model or find it, and score it on every silo's rows; at all rows its tasks too."""
+    ground, tell = work.ground, work.ground.venue.watch
+    work.begun += 1
+    tell(Event("model", {"model": name, "seed": seed, "rows": rows or None, "number": work.begun, "of": work.models}))
+    model = make()
+    offered = None if rows else work.offered
+    measured = {}
+    for silo in sorted(ground.silos):
+        tell(Event("scoring", {"model": name, "silo": silo}))
+        asked = not rows and name in ("base", baselines.POOLED, "federated", f"alone:{silo}")
+        measured[silo] = measure(ground, model, silo, offered, work.wanted.answers if asked else 0)
+    return Column(model, measured, offered.labels if offered else ())
+
+
+def _columns(trial: Trial) -> list[Column]:
+    return [*trial.alone.values(), *([trial.pooled] if trial.pooled else []), trial.federated]
+
+
+def _point(work: _Work, rows: int, seeds: Sequence[int]) -> Point:
+    """A point of the curve: the same number of steps a round, whatever the rows."""
+    ground, steps = work.ground, None
+    if ground.recipe.training.epochs is not None:
+        steps = _mean_steps(baselines.federated(ground).silos)
+    trials = [_trial(work, seed, rows, steps) for seed in seeds]
+    return gains.point(rows, trials, lambda silo: ground.corpus(silo).train.rows)
+
+
+def _mean_steps(silos: Mapping[str, Spent]) -> int:
+    """Optimizer steps of a silo in a round of the run, on average."""
+    return max(1, round(sum(one.steps for one in silos.values()) / sum(one.rounds for one in silos.values())))
+
+
+# ---------------------------------------------------------------------------------------------- in words
+
+
+def _budget(ground: Ground, models: Sequence[Model]) -> Budget:
+    training = ground.recipe.training
+    text = (
+        "Same start, batch, learning rate and schedule for all; the optimizer starts anew each round. Each silo alone "
+        "takes as many rounds, and so optimizer steps, as it took part in. Pooled takes as many optimizer steps as all "
+        "silos together took, so it sees as many rows as they all did. Beside each model stand the tokens that were "
+        "computed in its training."
+    )
+    trained = [Trained(model=one.name, seed=one.seed, train_rows=one.train_rows, **asdict(one.spent)) for one in models]
+    return Budget(text=text, rounds=training.rounds, batch=training.batch * training.accumulation, models=trained)
+
+
+def _remarks(work: _Work, curve: Sequence[Point]) -> list[str]:
+    lines = []
+    if work.wanted.seeds > 1:
+        lines.append(
+            f"Seeds are of the training (start, order of rows, dropout, cohorts): {work.wanted.seeds} of them on the "
+            "same split of rows."
+        )
+    if work.wanted.answers:
+        lines.append("Answers in text: each silo alone answers its own questions only, the other models everybody's.")
+    for point in curve:
+        if point.fewer:
+            names = ", ".join(map(printable, point.fewer))
+            lines.append(f"At {point.rows} rows these silos hold fewer, all that they have: {names}.")
+    if curve and work.ground.recipe.training.epochs is not None:
+        lines.append("On the curve a round has the same number of steps whatever the rows: the mean of the run's.")
+    return lines

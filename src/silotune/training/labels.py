@@ -1,0 +1,195 @@
+"""Classification by a language model: which of the labels' texts has the highest probability as the answer.
+
+A label's text is the tokens with which training writes it: what the answers of rows with that label begin with (case
+and `_` for blanks apart), and the end of the turn too where answers are labels and nothing else. So the probability
+is that of the model answering with exactly this label, after the very tokens that training has before an answer. It
+is not divided by its length.
+
+The label that greedy generation would answer with is known from the same pass: the one of whose tokens each is the
+model's first choice. Where there is none, the greedy answer is no label: it is invalid.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from silotune.data.batches import collate
+from silotune.data.pieces import token_ids
+from silotune.data.store import Split
+from silotune.data.tokens import Example
+from silotune.model.tuner import Tuner
+from silotune.training.evaluation import TOKENS, summed
+from silotune.training.forward import Ways, each_token
+from silotune.training.scores import Chosen
+
+LOOKED_AT = 20
+"""Rows of a label in a split whose answers are looked at for how the label is written."""
+SHARE = 0.9
+"""Of those that must begin with their label, or labels are not what the model is asked for; and of those again that
+must be nothing else, for the end of the turn to count."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The labels that an answer can be."""
+
+    labels: tuple[str, ...]
+    """Sorted."""
+    tokens: tuple[tuple[int, ...], ...]
+    """Of each, as training writes it."""
+
+
+def candidates(tokenizer: Any, splits: Sequence[Split]) -> Candidates | str:
+    """The labels of rows, train and test of all silos; or why they cannot be chosen from, "" where there are none."""
+    answers = _answers(splits)
+    if len(answers) < 2:
+        return "all rows have one label" if answers else ""
+    written = {label: [_written(tokenizer, answer, label) for answer in found] for label, found in answers.items()}
+    all_found = [one for found in written.values() for one in found]
+    begin = [one for one in all_found if one is not None]
+    if len(begin) < SHARE * len(all_found):
+        return "the answers do not begin with the labels"
+    closed = sum(whole for _, whole in begin) >= SHARE * len(begin)
+    end = (int(tokenizer.eos_token_id),) if closed else ()
+    labels = tuple(sorted(written))
+    tokens = []
+    for label in labels:
+        counted = Counter(one[0] for one in written[label] if one is not None)
+        plain = counted.most_common(1)[0][0] if counted else _tokens(tokenizer, label)
+        tokens.append((*plain, *end))
+    if len(set(tokens)) < len(tokens):
+        return "two labels are written alike"
+    return Candidates(labels, tuple(tokens))
+
+
+def _answers(splits: Sequence[Split]) -> dict[str, list[NDArray[np.int32]]]:
+    """Of each label, the last answers of some rows."""
+    found: dict[str, list[NDArray[np.int32]]] = {}
+    for split in splits:
+        seen: Counter[int] = Counter()
+        labels = split.store.labels[split.row_of]
+        for index in np.flatnonzero(labels >= 0).tolist():
+            number = int(labels[index])
+            if seen[number] >= LOOKED_AT:
+                continue
+            example = split[index]
+            if start := example.last_answer:
+                seen[number] += 1
+                found.setdefault(split.store.described.labels[number], []).append(example.ids[start:])
+    return found
+
+
+def _written(tokenizer: Any, answer: NDArray[np.int32], label: str) -> tuple[tuple[int, ...], bool] | None:
+    """The tokens of a label at the start of an answer, and whether the answer is nothing else; None if it is not."""
+    wanted, ids = normal(label), answer.tolist()
+    whole = tokenizer.decode(ids, skip_special_tokens=True)
+    for count in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:count], skip_special_tokens=True)
+        if normal(text) == wanted:
+            rest = whole[len(text) :]
+            return None if rest[:1].isalnum() else (tuple(ids[:count]), not rest.strip())
+        if len(normal(text)) > len(wanted):
+            break
+    return None
+
+
+def normal(text: str) -> str:
+    """A label for comparing: in small letters, `_`, `-` and white space as one blank."""
+    return re.sub(r"[\s_-]+", " ", text).strip().casefold()
+
+
+def _tokens(tokenizer: Any, label: str) -> tuple[int, ...]:
+    (ids,) = token_ids(tokenizer, [label], literal=True)
+    return tuple(ids)
+
+
+# ----------------------------------------------------------------------------------------------- scoring
+
+
+def choose(
+    tuner: Tuner, ways: Ways, split: Split, offered: Candidates, max_length: int, report: Callable[[], None]
+) -> Chosen:
+    """Have the model that lies in the tuner choose a label for every row that has one.
+
+    Args:
+        tuner: the resident model.
+        ways: through it.
+        split: rows, those without a label are passed over.
+        offered: labels to choose from; they must have the rows' own.
+        max_length: of a question with its answer, in tokens.
+        report: called after each row; may raise to stop.
+    """
+    place = {label: number for number, label in enumerate(offered.labels)}
+    own = [place.get(label, -1) for label in split.store.described.labels]  # -1: a label of plain texts alone
+    numbers = split.store.labels[split.row_of]
+    ways = replace(ways, kept=None)  # what is kept there is for rows that come again
+    longest, found, left_out = max(map(len, offered.tokens)), [], 0
+    for index in np.flatnonzero(numbers >= 0).tolist():
+        example = split[index]
+        question = example.ids[: example.last_answer]
+        if not len(question) or len(question) + longest > max_length:
+            left_out += 1
+            continue
+        logs, first = log_probabilities(tuner, ways, question, offered)
+        greedy = int(np.argmax(first)) if first.any() else -1
+        found.append((own[numbers[index]], int(np.argmax(logs)), greedy))
+        report()
+    columns = np.array(found, np.int64).reshape(-1, 3)
+    return Chosen(columns[:, 0], columns[:, 1], columns[:, 2], left_out)
+
+
+def log_probabilities(
+    tuner: Tuner, ways: Ways, question: NDArray[np.int32], offered: Candidates
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """For each candidate the log-probability of answering with it, and whether greedy generation does.
+
+    The question is computed once for all candidates of a pass where that is exact (`ways.start`). Where one
+    candidate's tokens begin another's, it counts as the answer only if that does not go on to be the other.
+
+    Args:
+        tuner: the resident model.
+        ways: through it.
+        question: the tokens before the answer.
+        offered: the candidates.
+
+    Returns:
+        (candidates,) and (candidates,)
+    """
+    logs: list[float] = []
+    first: list[bool] = []
+    pad = int(tuner.tokenizer.pad_token_id or 0)
+    examples = [_asked(question, tokens) for tokens in offered.tokens]
+    size = max(1, TOKENS // (len(question) + max(map(len, offered.tokens))))
+    tuner.model.eval()
+    for start in range(0, len(examples), size):
+        batch = collate(examples[start : start + size], pad, tuner.device)
+        losses, chosen = each_token(tuner.model, batch, ways)
+        logs += (-summed(batch, losses)).tolist()
+        first += (summed(batch, chosen) == batch.predicts.sum(1).cpu().numpy()).tolist()
+    return _apart(np.array(logs), np.array(first), offered.tokens)
+
+
+def _asked(question: NDArray[np.int32], tokens: Sequence[int]) -> Example:
+    ids = np.concatenate([question, np.array(tokens, np.int32)])
+    return Example(ids, np.arange(len(ids)) >= len(question))
+
+
+def _apart(
+    logs: NDArray[np.float64], first: NDArray[np.bool_], tokens: Sequence[tuple[int, ...]]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Take from a candidate what belongs to longer ones that begin with it, so that all are different answers."""
+    whole, greedy = logs.copy(), first.copy()
+    for one, short in enumerate(tokens):
+        longer = [i for i, other in enumerate(tokens) if len(other) > len(short) and other[: len(short)] == short]
+        # Of those, one that begins with another is in the other's probability already.
+        outer = [i for i in longer if not any(tokens[i][: len(tokens[j])] == tokens[j] for j in longer if j != i)]
+        if outer:
+            share = min(float(np.exp(logs[outer] - logs[one]).sum()), 1.0)
+            whole[one] = logs[one] + (np.log1p(-share) if share < 1 else -np.inf)
+            greedy[one] = first[one] and not first[longer].any()
+    return whole, greedy
