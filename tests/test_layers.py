@@ -12,7 +12,7 @@ import silotune
 ROOT = Path(silotune.__file__).parent
 LAYERS = {
     "errors": 0, "settings": 0, "recipe": 0, "reference": 0, "cache": 0, "atomic": 0, "data": 1, "model": 1, "training": 2, "wire": 2, "privacy": 2, "algorithms": 2,
-    "federation": 3, "report": 4, "demo": 4, "api": 5, "flower": 5, "cli": 5, "__init__": 5, "": 5,
+    "federation": 3, "report": 4, "demo": 4, "api": 5, "flower": 5, "cli": 5, "commands": 5, "__init__": 5, "": 5,
 }  # fmt: skip
 INSIDE_A_LAYER = {
     ("privacy", "wire"),
@@ -20,9 +20,10 @@ INSIDE_A_LAYER = {
     ("recipe", "errors"),
     ("cache", "errors"),
     ("reference", "settings"),
+    ("cli", "commands"),
 }
 """Rooms of one layer that may know each other, one way."""
-ONLY = {"flwr": {"federation", "flower"}, "ray": {"federation"}, "peft": {"model"}, "typer": {"cli"}}
+ONLY = {"flwr": {"federation", "flower"}, "ray": {"federation"}, "peft": {"model"}, "typer": {"cli", "commands"}}
 
 
 def imports(path: Path) -> list[str]:

@@ -20,6 +20,8 @@ from rich.markup import escape
 from rich.table import Table
 
 import silotune
+from silotune.commands import report, watch
+from silotune.commands.options import AsJson, RunPath
 from silotune.errors import SilotuneError
 
 app = typer.Typer(
@@ -31,8 +33,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Replace a setting of the recipe.")]
 DropLeaks = Annotated[
     bool, typer.Option("--drop-leaks", help="Leave out of the tests what also stands in training text.")
@@ -212,11 +212,8 @@ def _asked() -> str:
     return sys.stdin.readline().strip()
 
 
-@app.command()
-def report(run: RunPath, as_json: AsJson = False) -> None:
-    """Write the HTML page of a run again."""
-    path = str(silotune.open_run(run).report())
-    typer.echo(json.dumps({"report": path}) if as_json else path)
+app.command()(report.report)
+app.command()(watch.watch)
 
 
 # ------------------------------------------------------------------------------------------- showing
