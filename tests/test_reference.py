@@ -34,7 +34,7 @@ def test_the_commented_recipe_names_every_key_and_is_read_back():
     chosen = {"name": "x", "training": {"rounds": 3}, "lora": {"targets": ["a"]}}
     text = commented_recipe(chosen, "header")
     assert tomllib.loads(text) == {"name": "x", "model": {}, "data": {}, "federation": {}, "wire": {}, "evaluation": {},
-                                   "report": {}, "training": {"rounds": 3}, "lora": {"targets": ["a"]}}  # fmt: skip
+                                   "report": {}, "trackers": {}, "training": {"rounds": 3}, "lora": {"targets": ["a"]}}  # fmt: skip
     for section in Recipe.model_fields.values():
         if isinstance(section.annotation, type) and issubclass(section.annotation, BaseModel):
             for key in section.annotation.model_fields.keys() - {"pool"}:

@@ -28,7 +28,7 @@ from silotune.model.adapter import AdapterSpec
 from silotune.model.base import load_tokenizer, locate
 from silotune.model.generation import Sampling
 from silotune.recipe import absolute, load_recipe, overridden, recipe_of
-from silotune.report import card, export, page, samples, voice
+from silotune.report import card, export, page, samples, trackers, voice
 from silotune.report.card import Form
 from silotune.settings import HUB, Recipe
 
@@ -246,6 +246,7 @@ def train(
     """
     wanted, old = _wanted(recipe, out, resume, overrides)
     # All that can be wrong with the input is found before a folder is made or an engine started.
+    trackers.require(wanted)
     crew = local.muster(wanted)
     spec = result.adapter_spec(wanted)
     folder = old or run_folder.create(wanted, Path(out) if out is not None else run_folder.default_folder(wanted))
@@ -265,7 +266,8 @@ def train(
         try:
             with (
                 local.quiet(folder.log_file) as aloud,
-                local.local_venue(len(crew.silos), aloud(watch), scratch) as venue,
+                trackers.tracked(wanted, folder, aloud(watch)) as tracked,
+                local.local_venue(len(crew.silos), tracked, scratch) as venue,
             ):
                 if not _all_rounds_done(folder, wanted):
                     _run_engine(wanted, folder, crew.showing(scratch), venue, spec)
@@ -309,7 +311,7 @@ def finish(
     """
     saved = checkpoint.latest(folder)
     assert saved is not None
-    steps: list[Callable[[], None]] = [lambda: card.write(folder), lambda: page.write(folder)]
+    steps: list[Callable[[], object]] = [lambda: card.write(folder), lambda: page.write(folder)]
     if not folder.finished():
         steps.insert(0, lambda: result.write_adapter(folder, recipe, saved.state.adapter))
     if recipe.report.samples and text_is_here:

@@ -20,8 +20,8 @@ from rich.markup import escape
 from rich.table import Table
 
 import silotune
-from silotune.commands import compare, evaluate, export, generate, serve
-from silotune.commands.options import AsJson, RunPath
+from silotune.commands import compare, evaluate, export, generate, report, serve, watch
+from silotune.commands.options import AsJson
 from silotune.errors import SilotuneError
 
 app = typer.Typer(
@@ -134,17 +134,10 @@ app.command()(generate.generate)
 app.command()(generate.chat)
 app.command()(serve.serve)
 app.command()(export.export)
-
-
-@app.command()
-def report(run: RunPath, as_json: AsJson = False) -> None:
-    """Write the HTML page of a run again."""
-    path = str(silotune.open_run(run).report())
-    typer.echo(json.dumps({"report": path}) if as_json else path)
-
-
 app.command()(compare.compare)
 app.command()(evaluate.evaluate)
+app.command()(report.report)
+app.command()(watch.watch)
 
 
 # ------------------------------------------------------------------------------------------- showing

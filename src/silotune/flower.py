@@ -17,6 +17,7 @@ from silotune.federation.events import Event, Venue
 from silotune.federation.result import adapter_spec
 from silotune.federation.server import federate
 from silotune.recipe import load_recipe
+from silotune.report import trackers
 
 __all__ = ["client_app", "server_app"]
 
@@ -32,10 +33,11 @@ def serve(grid: Grid, context: Context) -> None:
     if not given or not out:
         raise InputError('give the recipe and the run\'s folder: --run-config \'recipe="..." out="..."\'')
     recipe = load_recipe(Path(given))
+    trackers.require(recipe)
     spec = adapter_spec(recipe)
     folder = run_folder.reopen(Path(out), recipe) if settings.get("resume") else run_folder.create(recipe, Path(out))
-    venue = Venue(recipe.federation.silos or recipe.federation.minimum, fixed=False, watch=_tell)
-    with run_folder.held(folder):
+    with run_folder.held(folder), trackers.tracked(recipe, folder, _tell) as watch:
+        venue = Venue(recipe.federation.silos or recipe.federation.minimum, fixed=False, watch=watch)
         federate(grid, recipe, folder, venue, spec)
         if recipe.report.samples:
             _tell(Event("no_samples", {"reason": "report.samples needs the silos' text, which stays with them"}))

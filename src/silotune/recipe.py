@@ -187,7 +187,7 @@ def _no_link_out(folder: Path, pattern: str, key: str) -> None:
 
 
 def without_folders(recipe: Recipe) -> Recipe:
-    """The same recipe as others may see it: of every path on this machine the last two parts only."""
+    """The same recipe as others may see it: of every path on this machine the last two parts only, and no password."""
     data, base = recipe.data, recipe.model.base
     changed: dict[str, Any] = {}
     if data.pool is not None:
@@ -199,8 +199,20 @@ def without_folders(recipe: Recipe) -> Recipe:
         update={
             "data": data.model_copy(update=changed),
             "model": recipe.model.model_copy(update={"base": Path(base).name if Path(base).is_absolute() else base}),
+            "trackers": recipe.trackers.model_copy(update={"mlflow_uri": _shown_uri(recipe.trackers.mlflow_uri)}),
         }
     )
+
+
+def _shown_uri(uri: str | None) -> str | None:
+    """A URI without the name and password in it; of one that is no server's only the last part."""
+    if uri is None:
+        return None
+    scheme, separator, rest = uri.partition("://")
+    if scheme in ("http", "https"):
+        host, slash, path = rest.partition("/")
+        return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+    return f"{scheme}:///.../{Path(rest).name}" if separator else Path(uri).name
 
 
 def _shortened_sources(section: Any) -> Any:

@@ -221,10 +221,8 @@ def test_the_curve_over_rows(run, tmp_path):
     assert whole.everybody == pytest.approx(found.mean_gain.everybody, rel=1e-9)
     assert any("cedar" in line for line in found.remarks)
     assert {cell.model for cell in found.matrix} == {"base", "alone:ash", "alone:birch", "pooled", "federated"}
-    svg = plots.gain_by_rows(found)
-    assert svg.startswith('<svg role="img" aria-label="Mean gain') and "2 rows: " in svg and "</svg>" in svg
-    marked = plots.gain_by_rows(found.model_copy(update={"crossover": 4.0}))
-    assert "about 4 rows" in marked and "changes its sign at about 4" in marked
+    drawn = plots.curve(found)
+    assert drawn is not None and "2 rows" in drawn.words
 
 
 def test_fewer_rows_are_some_of_those_of_more(run):

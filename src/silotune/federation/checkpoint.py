@@ -90,6 +90,28 @@ def latest(run: RunFolder) -> Saved | None:
         ) from None
 
 
+def last_round(run: RunFolder) -> int | None:
+    """The last round that is saved; 0 is the base's score, None before that."""
+    rounds = _rounds(run)
+    return _number(rounds[-1]) if rounds else None
+
+
+def known_silos(run: RunFolder) -> Mapping[str, Profile]:
+    """Every silo that had ever joined when the last state was saved, by name; no tensor is read.
+
+    Raises:
+        RunError: a state is there but cannot be read.
+    """
+    rounds = _rounds(run)
+    if not rounds:
+        return {}
+    try:
+        described = json.loads((rounds[-1] / "state.json").read_text(encoding="utf-8"))
+        return {name: Profile(**values) for name, values in described["profiles"].items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{rounds[-1]}: cannot be read ({type(error).__name__}).") from None
+
+
 def rewind(run: RunFolder, saved: Saved | None) -> None:
     """Cut metrics.jsonl back to the saved state, and sweep up what an interrupted save has left.
 

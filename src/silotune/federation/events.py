@@ -12,7 +12,7 @@ class Event:
     """One thing that happened.
 
     Kinds: `run`, `leaks`, `start`, `message` (a line of the ledger), `joined`, `round_start`, `asked`, `answered`,
-    `left_out`, `round` (it is saved), `finishing`.
+    `left_out`, `round` (it is saved), `tracker_failed`, `finishing`.
     """
 
     kind: str

@@ -1,5 +1,6 @@
 """A run's folder: who may write it, what lies where, and what it was run with."""
 
+import fcntl
 import json
 import os
 import platform
@@ -22,6 +23,9 @@ from silotune.settings import Recipe
 
 UNFINISHED = ".unfinished"
 """Below a run's folder while it is being made."""
+LOCK = ".lock"
+PROBE = 0.2
+"""Seconds to wait for a run folder: `worked_on` of another process may hold it for an instant."""
 PACKAGES = ("silotune", "flwr", "ray", "torch", "transformers", "peft", "numpy", "safetensors", "tokenizers")
 
 
@@ -70,6 +74,11 @@ class RunFolder:
     def log_file(self) -> Path:
         """What Flower, Ray and the libraries below say."""
         return self.path / "log.txt"
+
+    @property
+    def scratch(self) -> Path:
+        """Progress of the silos' work, on one machine, while the run is being worked on."""
+        return self.path / ".scratch"
 
     def recipe(self) -> Recipe:
         """The recipe that the run was made with.
@@ -187,13 +196,28 @@ def _version(name: str) -> str | None:
 @contextmanager
 def scratch(run: RunFolder) -> Iterator[Path]:
     """An empty folder in the run's own for as long as it is being worked on."""
-    path = run.path / ".scratch"
+    path = run.scratch
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir()
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def worked_on(run: RunFolder) -> bool:
+    """Whether a process holds the run folder now. Changes nothing in it."""
+    try:
+        descriptor = os.open(run.path / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextmanager
@@ -203,9 +227,9 @@ def held(run: RunFolder) -> Iterator[None]:
     Raises:
         RunError: another process holds it.
     """
-    lock = FileLock(run.path / ".lock")
+    lock = FileLock(run.path / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=PROBE)
     except Timeout:
         raise RunError(f"{run.path}: another process is working on this run. Wait for it or stop it first.") from None
     try:

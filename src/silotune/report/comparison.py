@@ -4,7 +4,7 @@ All gains are losses of a silo alone less losses of the federated model: above 0
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,6 +13,8 @@ from silotune.errors import RunError
 from silotune.federation.run import RunFolder
 from silotune.report.statistics import Interval
 from silotune.training.scores import AnswerScores, LabelScores
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Part(BaseModel):
@@ -42,9 +44,9 @@ class Cell(Part):
     """Held-out rows."""
     tokens: int
     """Of their answers: those that carry loss."""
-    loss: float
+    loss: Finite
     """Mean over these tokens, in nats."""
-    token_accuracy: float
+    token_accuracy: Finite
     """Share of these tokens that were the model's first choice."""
     scores: Scores | None = None
 
@@ -56,8 +58,8 @@ class Everybody(Part):
     seed: int
     rows: int
     tokens: int
-    loss: float
-    token_accuracy: float
+    loss: Finite
+    token_accuracy: Finite
     scores: Scores | None = None
 
 
@@ -91,22 +93,22 @@ class Gain(Part):
     """How much better off a silo is with the federated model than alone; means over seeds."""
 
     silo: str
-    own: float
+    own: Finite
     """On its own held-out rows, in nats a token."""
-    everybody: float
+    everybody: Finite
     """On everybody's held-out rows, in nats a token."""
-    own_accuracy: float | None = None
+    own_accuracy: Finite | None = None
     """The same of label accuracy (federated less alone)."""
-    everybody_accuracy: float | None = None
+    everybody_accuracy: Finite | None = None
 
 
 class MeanGain(Part):
     """Mean over silos."""
 
-    own: float
-    everybody: float
-    own_accuracy: float | None = None
-    everybody_accuracy: float | None = None
+    own: Finite
+    everybody: Finite
+    own_accuracy: Finite | None = None
+    everybody_accuracy: Finite | None = None
 
 
 class GainInterval(Part):
@@ -117,7 +119,7 @@ class GainInterval(Part):
     on: Literal["own", "everybody"]
     """`own` or `everybody`: whose rows."""
     gain: float
-    t: Interval | None
+    t: Interval | None = None
     """Student's t over seeds; None with one seed."""
     bootstrap: Interval
     """Paired bootstrap over test rows, of losses that are means over seeds."""
@@ -129,21 +131,21 @@ class SiloPoint(Part):
     silo: str
     rows: int
     """Training rows that it held."""
-    own: float
-    everybody: float
+    own: Finite
+    everybody: Finite
 
 
 class Point(Part):
     """Gains where every silo holds so many training rows; means over silos and seeds."""
 
     rows: int
-    own: float
-    everybody: float
-    own_t: Interval | None
+    own: Finite
+    everybody: Finite
+    own_t: Interval | None = None
     """Student's t over seeds; None with one seed."""
-    everybody_t: Interval | None
-    silos: list[SiloPoint]
-    fewer: list[str]
+    everybody_t: Interval | None = None
+    silos: list[SiloPoint] = Field(default_factory=list)
+    fewer: list[str] = Field(default_factory=list)
     """Silos that hold fewer rows, and so all they have."""
 
 
@@ -155,13 +157,13 @@ class Comparison(Part):
     everybody: list[Everybody]
     gains: list[Gain]
     mean_gain: MeanGain
-    share_of_pooled_gain: float | None
+    share_of_pooled_gain: Finite | None
     """(base - federated) / (base - pooled), of the mean loss on everybody's held-out rows, means over seeds; None
     where pooled is no better than the base."""
     seeds: list[int]
     intervals: list[GainInterval]
     curve: list[Point] | None = None
-    crossover: float | None = None
+    crossover: Finite | None = None
     """Rows at which the gain on own rows first changes its sign, on straight lines over log rows; None: nowhere."""
     remarks: list[str] = Field(default_factory=list)
     """What is to be said of it."""

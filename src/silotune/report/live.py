@@ -17,7 +17,8 @@ from silotune.federation.events import Event
 from silotune.federation.progress import read_progress
 from silotune.federation.run import RunFolder
 from silotune.privacy.ledger import read_lines
-from silotune.report.figures import Traffic, human_bytes
+from silotune.report.figures import human_bytes
+from silotune.report.traffic import Traffic
 
 
 class JsonLines:
@@ -57,7 +58,7 @@ class _State:
     remarks: list[str] = field(default_factory=list)
 
 
-REMARKS = ("leaks", "threads", "left_out")
+REMARKS = ("leaks", "threads", "left_out", "tracker_failed")
 """Events that stay in sight below the table."""
 
 
@@ -89,6 +90,8 @@ def lines_for(event: Event) -> list[str]:
         ]
     if event.kind == "left_out":
         return [f"left out: {printable(fields['silo'])}: {printable(fields['reason'])}"]
+    if event.kind == "tracker_failed":
+        return [f"{fields['tracker']} is not written any more: {printable(fields['reason'])}; the run goes on"]
     if event.kind == "round":
         held_out = f"held-out loss {fields['evaluation']['loss']:.3f}" if fields["evaluation"] else "not evaluated"
         error = f", e_agg {fields['e_agg']:.3f}" if fields["e_agg"] is not None else ""

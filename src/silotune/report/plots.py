@@ -1,126 +1,331 @@
-"""Plots as SVG for the page: drawn with matplotlib, no script, readable in print."""
+"""The plots of the page."""
 
-import html
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from silotune.report.comparison import Comparison
-from silotune.report.figures import RunFigures
+from silotune.report.figures import RunFigures, SiloFigures, human_bytes
+from silotune.report.svg import BAD, COLOURS, GOOD, INK, SOFT, Drawing, Plot, Size, label, plot
 
-COLOURS = ("#3b6fb6", "#c4622d", "#3f8f5b", "#8a5aa8", "#b3902b", "#4a9aa8", "#a84a6b", "#6b6b6b")
+NAMED = 12
+"""Silos that have a colour and a name in a plot of lines; more are all alike, and the one pointed at says its name."""
+LINES = 40
+"""Silos that have a line or a bar of their own; more are drawn as their spread."""
+POINTS = 600
+"""Marks of one plot that say something when pointed at."""
+BARS = 60
+"""Rounds that have a bar of their own; more are drawn as an area."""
 
 
-def loss_by_round(figures: RunFigures) -> str:
-    """Held-out loss by round: a thin line a silo, a heavy one for the mean; an SVG element."""
-    from matplotlib.figure import Figure
+def loss_by_round(figures: RunFigures) -> Plot | None:
+    """Held-out loss by round: a thin line a silo, a heavy one for all held-out rows."""
+    if not figures.means:
+        return None
+
+    def draw(size: Size) -> Drawing:
+        drawing = Drawing("loss", size, 3.4 if not size.narrow else 3.6)
+        axes = drawing.panels[0]
+        scored = [silo for silo in figures.silos if silo.losses]
+        if len(scored) > LINES:
+            _spread(axes, scored)
+        else:
+            for index, silo in enumerate(scored):
+                _line(axes, silo, index, named=len(scored) <= NAMED)
+            _say_losses(drawing, scored)
+        rounds = sorted(figures.means)
+        losses = [figures.means[round_]["loss"] for round_ in rounds]
+        axes.plot(rounds, losses, linewidth=2.4, marker="o", markersize=4, color=INK, label="all held-out rows")
+        for round_, loss in list(zip(rounds, losses, strict=True))[:POINTS]:
+            drawing.point(axes, round_, loss, f"all held-out rows, round {round_}: {loss:.3f}")
+        axes.set(xlabel="round (0 is the base model)", ylabel="held-out loss, nats a token")
+        low, high = axes.dataLim.intervaly
+        if low < high / 3:
+            axes.set_ylim(bottom=0)
+        _whole(axes)
+        axes.grid(axis="y")
+        drawing.legend(2 if size.narrow else 4)
+        return drawing
+
+    first, last = min(figures.means), max(figures.means)
+    words = (
+        f"Held-out loss of {len(figures.silos)} silos by round. Over all held-out rows it is "
+        f"{figures.means[first]['loss']:.3f} nats a token in round {first} and {figures.means[last]['loss']:.3f} in "
+        f"round {last}."
+    )
+    return plot(draw, words)
+
+
+def _line(axes: Any, silo: SiloFigures, index: int, named: bool) -> None:
+    rounds = sorted(silo.losses)
+    look = {"color": COLOURS[index % len(COLOURS)], "linestyle": ("-", "--")[index // len(COLOURS) % 2],
+            "label": label(silo.name)} if named else {"color": SOFT, "alpha": 0.6}  # fmt: skip
+    axes.plot(rounds, [silo.losses[r] for r in rounds], marker="o", markersize=2.5, linewidth=1.1, **look)
+
+
+def _spread(axes: Any, silos: Sequence[SiloFigures]) -> None:
+    rounds = sorted({round_ for silo in silos for round_ in silo.losses})
+    found = [[silo.losses[r] for silo in silos if r in silo.losses] for r in rounds]
+    levels = np.array([np.quantile(losses, (0, 0.1, 0.5, 0.9, 1)) for losses in found]).T
+    axes.fill_between(rounds, levels[0], levels[4], color=COLOURS[0], alpha=0.15, linewidth=0, label="all silos")
+    axes.fill_between(
+        rounds, levels[1], levels[3], color=COLOURS[0], alpha=0.3, linewidth=0, label="middle 80 % of silos"
+    )
+    axes.plot(rounds, levels[2], color=COLOURS[0], linewidth=1.2, label="median silo")
+
+
+def _say_losses(drawing: Drawing, silos: Sequence[SiloFigures]) -> None:
+    every = 1 + sum(len(silo.losses) for silo in silos) // POINTS
+    for silo in silos:
+        for round_ in sorted(silo.losses)[::every]:
+            loss, train = silo.losses[round_], silo.train_losses.get(round_)
+            trained = f", in training {train:.3f}" if train is not None else ""
+            drawing.point(drawing.panels[0], round_, loss, f"{silo.name}, round {round_}: {loss:.3f}{trained}")
+
+
+# ------------------------------------------------------------------------------------------------ gains
+
+
+def fall_by_silo(figures: RunFigures) -> Plot | None:
+    """How far each silo's held-out loss fell below the base's."""
+    falls = {silo.name: silo.fall for silo in figures.silos if silo.fall is not None}
+    if not falls:
+        return None
+    words = (
+        f"Fall of the held-out loss against the base, {len(falls)} silos: from {min(falls.values()):.3f} to "
+        f"{max(falls.values()):.3f} nats a token."
+    )
+    return plot(lambda size: _gain_panels("fall", size, [("fall of the loss, nats a token", falls)]), words)
+
+
+def gains(comparison: Comparison) -> Plot | None:
+    """Gain over training alone: on its own rows and on everybody's, in two panels."""
+    if not comparison.gains:
+        return None
+    panels = [("on its own test rows", {gain.silo: gain.own for gain in comparison.gains}),
+              ("on everybody's", {gain.silo: gain.everybody for gain in comparison.gains})]  # fmt: skip
+    words = "Gain of the federated model over a silo's own, nats a token. " + " ".join(
+        f"{title[0].upper()}{title[1:]}: {sum(value > 0 for value in values.values())} of {len(values)} silos are "
+        f"better off, from {min(values.values()):+.3f} to {max(values.values()):+.3f}."
+        for title, values in panels
+    )
+    return plot(lambda size: _gain_panels("gain", size, panels), words)
+
+
+def _gain_panels(name: str, size: Size, panels: Sequence[tuple[str, Mapping[str, float]]]) -> Drawing:
+    count = max(len(values) for _, values in panels)
+    one = 0.7 + 0.26 * min(count, LINES)
+    across = 1 if size.narrow else len(panels)
+    down = len(panels) // across
+    drawing = Drawing(name, size, one * down, down, across, sharey=len(panels) > 1 and across > 1)
+    for axes, (title, values) in zip(drawing.panels, panels, strict=True):
+        axes.set_title(title, color=SOFT)
+        _signed_bars(drawing, axes, values)
+    return drawing
+
+
+def _signed_bars(drawing: Drawing, axes: Any, values: Mapping[str, float]) -> None:
+    """Bars to both sides of zero, with their figures; many silos are sorted and have no names."""
+    many = len(values) > LINES
+    named = sorted(values.items(), key=lambda item: -item[1]) if many else list(values.items())
+    heights = [value for _, value in named]
+    colours = [GOOD if value > 0 else BAD for value in heights]
+    bars = axes.barh(range(len(named)), heights, 1.0 if many else 0.66, color=colours)
+    if many:
+        axes.set_yticks([])
+        axes.set_ylabel(f"{len(named)} silos, sorted")
+    else:
+        axes.set_yticks(range(len(named)), [label(name) for name, _ in named])
+        axes.bar_label(bars, [f"{value:+.3f}" for value in heights], padding=2, color=SOFT)
+    axes.axvline(0, color=SOFT, linewidth=0.8)
+    axes.margins(x=0.28, y=0.01)
+    axes.set_ylim(len(named) - 0.5, -0.5)
+    axes.locator_params(axis="x", nbins=4)
+    for place, (name, value) in enumerate(named[:POINTS]):
+        drawing.area(axes, min(0, value), max(0, value), place - 0.4, place + 0.4, f"{name}: {value:+.4f} nats a token")
+
+
+def curve(comparison: Comparison) -> Plot | None:
+    """Gain over alone against the rows that a silo holds, own rows and everybody's apart, the crossover marked."""
+    points = sorted(comparison.curve or [], key=lambda point: point.rows)
+    if not points:
+        return None
+    rows = [point.rows for point in points]
+    panels = [("on its own test rows", [point.own for point in points], comparison.crossover),
+              ("on everybody's", [point.everybody for point in points], None)]  # fmt: skip
+
+    def draw(size: Size) -> Drawing:
+        across = 1 if size.narrow else 2
+        drawing = Drawing("curve", size, 2.4 * 2 / across, 2 // across, across)
+        for axes, (title, values, crossover) in zip(drawing.panels, panels, strict=True):
+            axes.plot(rows, values, marker="o", markersize=3, color=COLOURS[0], linewidth=1.4)
+            axes.axhline(0, color=SOFT, linewidth=0.8)
+            if crossover is not None:
+                axes.axvline(crossover, color=BAD, linewidth=1, linestyle="--")
+                drawing.point(axes, crossover, 0, f"crossover at about {crossover:.0f} rows")
+            axes.set_title(title, color=SOFT)
+            axes.set(xlabel="training rows a silo holds", ylabel="gain, nats a token", xscale="log")
+            axes.set_xticks(rows, [f"{count:,}" for count in rows])
+            axes.minorticks_off()
+            axes.grid(axis="y")
+            for count, value in zip(rows, values, strict=True):
+                drawing.point(axes, count, value, f"{count:,} rows: {value:+.4f} nats a token")
+        return drawing
+
+    words = "Gain over training alone against the rows that a silo holds."
+    for title, values, _ in panels:
+        told = (f"{value:+.3f} at {count} rows" for count, value in zip(rows, values, strict=True))
+        words += f" {title[0].upper()}{title[1:]}: {', '.join(told)}."
+    return plot(draw, words)
+
+
+# ----------------------------------------------------------------------------------------------- traffic
+
+
+def bytes_by_silo(figures: RunFigures) -> Plot | None:
+    """What left and what reached each silo, beside its text and the base model, on a logarithmic scale."""
+    silos = figures.silos
+    if not silos:
+        return None
+    series = (
+        ("its text", "s", COLOURS[2], [silo.text_bytes for silo in silos]),
+        ("left the silo", "o", COLOURS[1], [silo.bytes_up for silo in silos]),
+        ("reached the silo", "D", COLOURS[0], [silo.bytes_down for silo in silos]),
+    )
+
+    def draw(size: Size) -> Drawing:
+        named = len(silos) <= LINES
+        drawing = Drawing("bytes", size, 1.3 + 0.26 * min(len(silos), LINES))
+        axes = drawing.panels[0]
+        for name, marker, colour, values in series:
+            axes.plot(values, range(len(silos)), marker, markersize=5 if named else 2, color=colour, label=name)
+            if named:
+                for place, (silo, value) in enumerate(zip(silos, values, strict=True)):
+                    drawing.point(axes, value, place, f"{silo.name}, {name}: {human_bytes(value)}")
+        axes.axvline(figures.base_bytes or 1, color=SOFT, linewidth=1.2, linestyle="--", label="the base model")
+        axes.set(xscale="log", ylim=(len(silos) - 0.4, -0.6))
+        if named:
+            axes.set_yticks(range(len(silos)), [label(silo.name) for silo in silos])
+        else:
+            axes.set_yticks([])
+            axes.set_ylabel(f"{len(silos)} silos by name")
+        axes.xaxis.set_major_formatter(lambda value, _: human_bytes(value).replace(".0 ", " "))
+        axes.xaxis.set_major_locator(_decades(axes, size))
+        axes.grid(axis="x")
+        axes.minorticks_off()
+        drawing.legend(2 if size.narrow else 4)
+        return drawing
+
+    words = "Bytes over the whole run. " + " ".join(
+        f"{name[0].upper()}{name[1:]}: {human_bytes(min(values))} to {human_bytes(max(values))}."
+        for name, _, _, values in series
+    )
+    return plot(draw, f"{words} The base model: {human_bytes(figures.base_bytes)}.")
+
+
+def _decades(axes: Any, size: Size) -> Any:
+    from matplotlib.ticker import LogLocator
+
+    low, high = axes.get_xlim()
+    every = 2 if size.narrow and high / low > 1e5 else 1
+    return LogLocator(base=10.0**every, numticks=12)
+
+
+def bytes_by_round(figures: RunFigures) -> Plot | None:
+    """Bytes that left all silos and that reached them, by round."""
+    names = [silo.name for silo in figures.silos]
+    rounds = sorted({int(line["round"]) for line in figures.rounds})
+    if not rounds:
+        return None
+    up, down = ([sum(figures.traffic.rounds(name, way)[r] for name in names) for r in rounds] for way in ("up", "down"))
+    stacks = [("left the silos", COLOURS[1], up), ("reached the silos", COLOURS[0], down)]
+    words = (
+        f"Bytes of all silos together by round: in all {human_bytes(sum(up))} left the silos and "
+        f"{human_bytes(sum(down))} reached them."
+    )
+    return plot(lambda size: _stacked("bytes-round", size, rounds, stacks, "MB", 1e-6, human_bytes), words)
+
+
+# -------------------------------------------------------------------------------------------------- time
+
+
+def time_by_round(figures: RunFigures) -> Plot | None:
+    """Seconds of each round: training, evaluation, the rest."""
+    times = figures.times
+    if not times:
+        return None
+    parts = [("training", [t.training for t in times]), ("evaluation", [t.evaluation for t in times]),
+             ("waiting and overhead", [t.rest for t in times])]  # fmt: skip
+    stacks = [(name, colour, values) for (name, values), colour in zip(parts, COLOURS, strict=False)]
+    total = sum(t.seconds for t in times)
+    words = f"Seconds by round, {total:.0f} in all: " + ", ".join(f"{n} {sum(v):.0f}" for n, v in parts) + "."
+    rounds = [t.round for t in times]
+    return plot(
+        lambda size: _stacked("time", size, rounds, stacks, "seconds", 1.0, lambda value: f"{value:.1f} s"), words
+    )
+
+
+def _stacked(
+    name: str, size: Size, rounds: Sequence[int], stacks: Sequence[tuple[str, str, Sequence[float]]], unit: str,
+    scale: float, shown: Callable[[float], str],
+) -> Drawing:  # fmt: skip
+    """Bars on one another by round; an area where there are many rounds."""
+    drawing = Drawing(name, size, 2.6)
+    axes = drawing.panels[0]
+    if len(rounds) > BARS:
+        layers = [[value * scale for value in values] for _, _, values in stacks]
+        axes.stackplot(rounds, layers, colors=[colour for _, colour, _ in stacks], labels=[n for n, _, _ in stacks],
+                       linewidth=0)  # fmt: skip
+    else:
+        bottom = np.zeros(len(rounds))
+        for title, colour, values in stacks:
+            heights = np.array(values, float) * scale
+            axes.bar(rounds, heights, 0.7, bottom=bottom, color=colour, label=title)
+            for round_, low, height, value in zip(rounds, bottom, heights, values, strict=True):
+                if height > 0:
+                    drawing.area(
+                        axes,
+                        round_ - 0.35,
+                        round_ + 0.35,
+                        low,
+                        low + height,
+                        f"round {round_}, {title}: {shown(value)}",
+                    )
+            bottom = bottom + heights
+    axes.set(xlabel="round (0 is the base model)", ylabel=unit)
+    _whole(axes)
+    axes.grid(axis="y")
+    drawing.legend(2 if size.narrow else 4)
+    return drawing
+
+
+def error_by_round(figures: RunFigures) -> Plot | None:
+    """e_agg by round."""
+    found = [(int(line["round"]), float(line["e_agg"])) for line in figures.rounds if line["e_agg"] is not None]
+    if not found:
+        return None
+
+    def draw(size: Size) -> Drawing:
+        drawing = Drawing("error", size, 2.2)
+        axes = drawing.panels[0]
+        rounds, errors = zip(*found, strict=True)
+        axes.plot(rounds, errors, marker="o", markersize=2.5, linewidth=1.4, color=COLOURS[0])
+        axes.axhline(0.1, color=SOFT, linewidth=0.8, linestyle="--")
+        for round_, error in found[:POINTS]:
+            drawing.point(axes, round_, error, f"round {round_}: {error:.4f}")
+        axes.set(xlabel="round", ylabel="e_agg", ylim=(0, max(0.12, max(errors) * 1.15)))
+        _whole(axes)
+        axes.grid(axis="y")
+        return drawing
+
+    worst = max(found, key=lambda item: item[1])
+    words = f"e_agg by round: highest {worst[1]:.3f} in round {worst[0]}, {found[-1][1]:.3f} in the last."
+    return plot(draw, words)
+
+
+def _whole(axes: Any) -> None:
+    """Whole numbers on the axis of rounds."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(7.6, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    for index, silo in enumerate(figures.silos):
-        rounds = sorted(silo.losses)
-        axes.plot(rounds, [silo.losses[r] for r in rounds], marker="o", markersize=3.5, linewidth=1.3,
-                  color=COLOURS[index % len(COLOURS)], label=plain(silo.name))  # fmt: skip
-    rounds = sorted(figures.means)
-    axes.plot(
-        rounds, [figures.means[r]["loss"] for r in rounds], linewidth=2.6, color="#808080", label="all held-out rows"
-    )
-    axes.set_xlabel("round (0 is the base model)")
-    axes.set_ylabel("held-out loss, nats a token")
-    axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, fontsize=8, ncols=2 if len(figures.silos) > 5 else 1)
-    return _svg(figure, axes)
-
-
-def bytes_by_silo(figures: RunFigures) -> str:
-    """Bytes that left and reached each silo over the run; an SVG element."""
-    from matplotlib.figure import Figure
-
-    names = [plain(silo.name) for silo in figures.silos]
-    figure = Figure(figsize=(7.6, 1.2 + 0.42 * len(names)), layout="constrained")
-    axes = figure.add_subplot()
-    places: Sequence[float] = range(len(names))
-    for offset, label, colour, values in (
-        (-0.2, "left the silo", COLOURS[0], [silo.bytes_up for silo in figures.silos]),
-        (0.2, "reached the silo", COLOURS[1], [silo.bytes_down for silo in figures.silos]),
-    ):
-        axes.barh(
-            [place + offset for place in places], [value / 1e6 for value in values], 0.36, label=label, color=colour
-        )
-    axes.set_yticks(list(places), names)
-    axes.invert_yaxis()
-    axes.set_xlabel("MB over the whole run")
-    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-    return _svg(figure, axes)
-
-
-def gain_by_rows(found: Comparison) -> str:
-    """Gain over alone against the rows that a silo holds, the crossover marked; an SVG element with its text.
-
-    Args:
-        found: a comparison with a curve.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
-
-    points = found.curve or []
-    rows = [point.rows for point in points]
-    figure = Figure(figsize=(7.6, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.axhline(0, color="#808080", linewidth=1)
-    for name, colour, values, intervals in (
-        ("on its own rows", COLOURS[0], [point.own for point in points], [point.own_t for point in points]),
-        ("on everybody's rows", COLOURS[1], [p.everybody for p in points], [p.everybody_t for p in points]),
-    ):
-        axes.plot(rows, values, marker="o", markersize=4, linewidth=1.8, color=colour, label=name)
-        sure = [interval for interval in intervals if interval is not None]
-        if len(sure) == len(rows):
-            axes.fill_between(rows, [one[0] for one in sure], [one[1] for one in sure], color=colour, alpha=0.15)
-    if found.crossover is not None:
-        axes.axvline(found.crossover, color="#808080", linestyle="--", linewidth=1)
-        axes.annotate(f"about {found.crossover:.0f} rows", (found.crossover, 0), (5, 6), textcoords="offset points")
-    axes.set_xscale("log")
-    axes.set_xticks(rows, [f"{count:,}" for count in rows])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("training rows that a silo holds")
-    axes.set_ylabel("gain over alone, nats a token")
-    axes.legend(frameon=False, fontsize=8)
-    return _described(_svg(figure, axes), _curve_in_words(found))
-
-
-def _curve_in_words(found: Comparison) -> str:
-    listed = "; ".join(
-        f"{point.rows} rows: {point.own:+.3f} on its own rows, {point.everybody:+.3f} on everybody's"
-        for point in found.curve or ()
-    )
-    changes = (
-        "never changes its sign" if found.crossover is None else f"changes its sign at about {found.crossover:.0f}"
-    )
-    return (
-        "Mean gain of the federated model over a silo alone, in nats a token, against the training rows that a silo "
-        f"holds. {listed}. On its own rows the gain {changes}."
-    )
-
-
-def _described(svg: str, text: str) -> str:
-    """The same for those who cannot see it."""
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(text)}"', 1)
-
-
-def plain(name: str) -> str:
-    """A silo's name as matplotlib shows it as it stands (a dollar sign would start mathematics)."""
-    return name.replace("$", r"\$")
-
-
-def _svg(figure: "object", axes: "object") -> str:
-    """Text stays text and takes the page's colour, so the plot serves a light and a dark page."""
-    import matplotlib
-
-    axes.spines[["top", "right"]].set_visible(False)  # type: ignore[attr-defined]
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "silotune"}):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})  # type: ignore[attr-defined]
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
-    return svg.replace("#000000", "currentColor")

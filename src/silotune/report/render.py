@@ -2,7 +2,11 @@
 
 import jinja2
 
+from silotune.data.files import printable
 from silotune.report.figures import human_bytes
+
+NONE = "-"
+"""What stands where there is no figure."""
 
 
 def environment() -> jinja2.Environment:
@@ -15,7 +19,22 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters["bytes"] = human_bytes
-    made.filters["nats"] = lambda value: "-" if value is None else f"{value:.3f}"
+    made.filters["nats"] = lambda value: NONE if value is None else f"{value:.3f}"
+    made.filters["signed"] = lambda value: NONE if value is None else f"{value:+.3f}"
     made.filters["number"] = lambda value: f"{value:g}"
-    made.filters["percent"] = lambda value: "-" if value is None else f"{100 * value:.1f} %"
+    made.filters["percent"] = lambda value: NONE if value is None else f"{100 * value:.1f} %"
+    made.filters["seconds"] = lambda value: NONE if value is None else f"{value:,.1f}"
+    made.filters["count"] = lambda value: f"{value:,}"
+    made.filters["duration"] = duration
+    made.filters["shown"] = printable
     return made
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `42 s`, `19 min 21 s`, `3 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

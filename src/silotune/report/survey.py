@@ -135,7 +135,7 @@ def plot(silos: Sequence[SiloSurvey], file: Path) -> None:
     """Draw each silo's training rows, by label where there are labels."""
     from matplotlib.figure import Figure
 
-    from silotune.report.plots import COLOURS, plain
+    from silotune.report.svg import COLOURS, plain
 
     total: Counter[str] = Counter()
     for silo in silos:

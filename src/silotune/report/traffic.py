@@ -1,0 +1,89 @@
+"""What travelled, by the ledger: bytes of each silo and round, and what the messages of each kind held."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+
+@dataclass
+class Flow:
+    """All messages of one kind in one direction."""
+
+    messages: int = 0
+    bytes: int = 0
+    dtype: str | None = None
+    """Of the numbers in the array; None where there was none."""
+    tensors: Sequence[tuple[str, Sequence[int]]] = ()
+    """Names and shapes in the last message that held an array."""
+    fields: set[str] = field(default_factory=set)
+    """Names of what stood beside the array."""
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in one array."""
+        return sum(prod(shape) for _, shape in self.tensors)
+
+    @property
+    def factors(self) -> Mapping[tuple[str, str, tuple[int, ...]], int]:
+        """How many tensors there are of each (module, factor, shape); PEFT's names end in `MODULE.lora_A.weight`."""
+        found: Counter[tuple[str, str, tuple[int, ...]]] = Counter()
+        for name, shape in self.tensors:
+            parts = name.removesuffix(".weight").split(".")
+            module = parts[-2] if len(parts) > 1 else ""
+            found[module, parts[-1].removeprefix("lora_"), tuple(shape)] += 1
+        return dict(sorted(found.items()))
+
+
+class Traffic:
+    """Bytes from and to each silo, from lines of the ledger in their order.
+
+    What goes to a node before its silo has said its name is added to that silo's when it has.
+    """
+
+    def __init__(self, entries: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Count the messages that are there already."""
+        self.messages = 0
+        self.late = 0
+        """Messages that came after their deadline: they left a silo and were not used."""
+        self.flows: dict[tuple[str, str], Flow] = defaultdict(Flow)
+        """By direction and kind."""
+        self.greeted: dict[str, str | None] = {}
+        """Who answered the first question, and the reason if it was no use."""
+        self._bytes: dict[tuple[str, str], Counter[int]] = defaultdict(Counter)
+        for entry in entries:
+            self.add(entry)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Count one message."""
+        direction, kind, silo = line["direction"], line.get("kind", ""), line["silo"]
+        self.messages += 1
+        self.late += bool(line.get("late"))
+        self._bytes[silo, direction][line.get("round", 0)] += line["bytes"]
+        before = f"node {line.get('node')}"
+        if before != silo:
+            for way in ("up", "down"):
+                self._bytes[silo, way].update(self._bytes.pop((before, way), Counter()))
+            self.greeted.pop(before, None)
+        flow, fields = self.flows[direction, kind], line.get("fields") or {}
+        flow.messages += 1
+        flow.bytes += line["bytes"]
+        flow.fields |= set(fields)
+        if line.get("tensors"):
+            flow.dtype, flow.tensors = line["dtype"], line["tensors"]
+        if (direction, kind) == ("up", "hello"):
+            reason = fields.get("failure") or fields.get("inadmissible")
+            self.greeted[silo] = str(reason) if reason else None
+
+    def up(self, silo: str) -> int:
+        """Bytes that left a silo."""
+        return self.rounds(silo, "up").total()
+
+    def down(self, silo: str) -> int:
+        """Bytes that were sent to a silo."""
+        return self.rounds(silo, "down").total()
+
+    def rounds(self, silo: str, direction: str) -> Counter[int]:
+        """Bytes of a silo by round; the first greeting and the base's score are round 0."""
+        return self._bytes.get((silo, direction), Counter())
