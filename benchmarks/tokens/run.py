@@ -47,10 +47,11 @@ def main(count: int) -> None:
         texts = conversation_texts(tokenizer, rows)
         backend = tokenizer.backend_tokenizer
         library, encoded = timed(lambda: backend.encode_batch_fast(texts, add_special_tokens=False))
+        tokens = sum(len(one.ids) for one in encoded)
+        del encoded
         in_memory, _ = timed(lambda: [encode(tokenizer, rows[i : i + 512], 512) for i in range(0, count, 512)])
         ours, _ = timed(lambda: open_store([path], Reading(), tokenizer, 512))
         again, _ = timed(lambda: open_store([path], Reading(), tokenizer, 512))
-    tokens = sum(len(one.ids) for one in encoded)
     print(json.dumps({"rows": count, "tokens": tokens, "library_s": round(library, 3),
                       "rows_in_memory_s": round(in_memory, 3), "ratio": round(in_memory / library, 2),
                       "file_to_store_s": round(ours, 3), "ratio_file_to_store": round(ours / library, 2),
