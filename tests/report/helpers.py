@@ -125,11 +125,11 @@ def comparison(names: list[str], own: list[float], everybody: list[float], **mor
     gains = [{"silo": s, "own": o, "everybody": e} for s, o, e in zip(names, own, everybody, strict=True)]
     mean = {"own": sum(own) / len(own), "everybody": sum(everybody) / len(everybody)}
     return {
-        "budget": {"text": "The same for all."},
+        "budget": {"text": "The same for all.", "rounds": 2, "batch": 4, "models": []},
         "matrix": [{"model": m, "silo": s, "loss": loss(m, s), **score} for m in models for s in names],
         "everybody": [{"model": m, "loss": loss(m, None), **score} for m in models],
         "gains": gains, "mean_gain": mean, "share_of_pooled_gain": 0.75, "seeds": [0],
-        "intervals": [{"silo": silo, "on": on, "t": None, "bootstrap": [-0.5, 0.5]} for silo in (*names, None) for on in mean],
+        "intervals": [{"silo": silo, "on": on, "gain": 0.0, "t": None, "bootstrap": [-0.5, 0.5]} for silo in (*names, None) for on in mean],
         **more,
     }  # fmt: skip
 
