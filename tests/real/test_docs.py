@@ -69,7 +69,9 @@ def test_the_commands_work_in_the_order_of_a_reader(tmp_path):
         if words[0] in SERVERS:
             serve_for_a_moment(words, tmp_path)
             continue
-        done = subprocess.run(program(words), cwd=tmp_path, input="hello\n\n", capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            program(words), cwd=tmp_path, input="hello\n\n", capture_output=True, text=True, timeout=600
+        )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         if words[0] == "init":
             recipe = tmp_path / "first" / "recipe.toml"
@@ -87,7 +89,9 @@ def program(words: list[str]) -> list[str]:
 def serve_for_a_moment(words: list[str], folder: Path) -> None:
     """Start a server on a free port, wait until it says where it listens, and stop it as a user does."""
     free = [*(word for word in words if word not in ("--port", "8000")), "--port", "0"]
-    with subprocess.Popen(program(free), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        program(free), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
         assert server.stdout is not None
         line = server.stdout.readline()
         server.send_signal(signal.SIGINT)

@@ -129,7 +129,7 @@ def comparison(names: list[str], own: list[float], everybody: list[float], **mor
         "matrix": [{"model": m, "silo": s, "loss": loss(m, s), **score} for m in models for s in names],
         "everybody": [{"model": m, "loss": loss(m, None), **score} for m in models],
         "gains": gains, "mean_gain": mean, "share_of_pooled_gain": 0.75, "seeds": [0],
-        "intervals": [{"silo": silo, "on": on, "gain": mean[on], "t": None, "bootstrap": [-0.5, 0.5]} for silo in (*names, None) for on in mean],
+        "intervals": [{"silo": silo, "on": on, "gain": 0.0, "t": None, "bootstrap": [-0.5, 0.5]} for silo in (*names, None) for on in mean],
         **more,
     }  # fmt: skip
 

@@ -1,7 +1,5 @@
 """compare.json, read and refused, and what the page makes of it."""
 
-import json
-
 import pytest
 from tests.report.helpers import add_comparison, comparison, make_run
 
@@ -15,7 +13,7 @@ def test_none_without_a_file(tmp_path):
     assert compared.read(make_run(tmp_path / "run")) is None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"gains": []}', json.dumps(comparison(["a"], [float("nan")], [0.0]))])
+@pytest.mark.parametrize("text", ["{", "[]", '{"gains": []}'])
 def test_what_is_no_comparison_is_refused(tmp_path, text):
     run = make_run(tmp_path / "run")
     compared.path(run).write_text(text)

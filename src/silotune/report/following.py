@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,23 +24,20 @@ class Tail:
     path: Path
     offset: int = 0
 
-    def read(self) -> list[dict[str, Any]]:
-        """Lines that are new since the last call; torn ones are passed over."""
-        try:
-            with self.path.open("rb") as stream:
-                stream.seek(self.offset)
-                new = stream.read()
-        except FileNotFoundError:
-            return []
-        whole = new[: new.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        found = []
-        for line in whole.splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-        return found
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield lines that are new since the last call; torn ones are passed over."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as stream:
+            stream.seek(self.offset)
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    return
+                self.offset += len(line)
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    continue
 
 
 @dataclass

@@ -71,7 +71,7 @@ def content(run: RunFolder, books: Books | None = None) -> dict[str, Any]:
         "plots": {
             "gains": plots.gains(comparison) if comparison else None,
             "curve": plots.curve(comparison) if comparison else None,
-            "fall": plots.fall_by_silo(figures),
+            "fall": None if comparison else plots.fall_by_silo(figures),
             "loss": plots.loss_by_round(figures),
             "bytes": plots.bytes_by_silo(figures),
             "bytes_by_round": plots.bytes_by_round(figures),

@@ -1,5 +1,7 @@
 """Jinja with this package's templates: strict about names, and everything escaped in HTML."""
 
+import functools
+
 import jinja2
 
 from silotune.data.files import printable
@@ -9,6 +11,7 @@ NONE = "-"
 """What stands where there is no figure."""
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
     """The environment that all templates are rendered in."""
     made = jinja2.Environment(
@@ -22,7 +25,7 @@ def environment() -> jinja2.Environment:
     made.filters["nats"] = lambda value: NONE if value is None else f"{value:.3f}"
     made.filters["signed"] = lambda value: NONE if value is None else f"{value:+.3f}"
     made.filters["number"] = lambda value: f"{value:g}"
-    made.filters["percent"] = lambda value: NONE if value is None else f"{100 * value:.1f} %"
+    made.filters["percent"] = lambda value: NONE if value is None else f"{100 * value:.1f}\u00a0%"
     made.filters["seconds"] = lambda value: NONE if value is None else f"{value:,.1f}"
     made.filters["count"] = lambda value: f"{value:,}"
     made.filters["duration"] = duration

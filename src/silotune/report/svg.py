@@ -60,9 +60,11 @@ class Drawing:
             options: of matplotlib's `subplots`.
         """
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
 
         self.name, self.size = name, size
-        self.figure = Figure(figsize=(size.width, height), layout="constrained", dpi=72)
+        self._layout = ConstrainedLayoutEngine()
+        self.figure = Figure(figsize=(size.width, height), layout=self._layout, dpi=72)
         self.panels: Sequence[Any] = list(self.figure.subplots(rows, columns, squeeze=False, **options).flat)
         self._marks: list[tuple[Any, Sequence[tuple[float, float]], str]] = []
 
@@ -94,7 +96,7 @@ class Drawing:
             # Names in scripts that matplotlib's own font lacks are drawn by the reader's browser, which has others.
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
             warnings.filterwarnings("ignore", message="Matplotlib currently does not support .* natively")
-            self.figure.draw_without_rendering()
+            self._layout.execute(self.figure)
             self.figure.set_layout_engine("none")  # the places of the marks below are those of this layout
             self.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         return Markup(_for_page(out.getvalue(), "".join(self._shapes())))
