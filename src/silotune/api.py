@@ -95,19 +95,26 @@ class Run:
         return voice.of(self.folder).answers(asked, sampling or Sampling(), base, batch)
 
     def export(
-        self, to: Form, out: str | Path | None = None, *, report: Callable[[str], None] = lambda _: None
+        self,
+        to: Form,
+        out: str | Path | None = None,
+        *,
+        converter: str | Path | None = None,
+        report: Callable[[str], None] = lambda _: None,
     ) -> Path:
         """Write the result in a form that other programs load, and return its folder: whole or not at all.
 
         Args:
             to: `adapter` (PEFT), `merged` (safetensors with the adapter in the weights) or `gguf` (llama.cpp).
             out: a new folder; `export/` in the run's folder if left out.
+            converter: llama.cpp's convert_hf_to_gguf.py, for `gguf`; fetched on first use if left out.
             report: called with what is being done.
 
         Raises:
             InputError: something is there already, or the model cannot be written so.
         """
-        return export.write(self.folder, to, Path(out) if out is not None else None, report)
+        folder, script = (Path(path) if path is not None else None for path in (out, converter))
+        return export.write(self.folder, to, folder, script, report)
 
     def compare(
         self,

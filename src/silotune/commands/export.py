@@ -21,12 +21,16 @@ class To(StrEnum):
 
 
 Form = Annotated[To, typer.Option("--to", help="PEFT's folder; a model of base and adapter; llama.cpp's file.")]
+Converter = Annotated[
+    Path | None,
+    typer.Option("--converter", metavar="PATH", help="llama.cpp's convert_hf_to_gguf.py; else fetched once."),
+]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="A new folder; else RUN/export/FORM.")]
 
 
-def export(run: RunPath, to: Form, out: Out = None, as_json: AsJson = False) -> None:
+def export(run: RunPath, to: Form, out: Out = None, converter: Converter = None, as_json: AsJson = False) -> None:
     """Write a run's result for other programs: transformers, vLLM, llama.cpp."""
     opened = silotune.open_run(run)
     with Console(stderr=True).status("exporting") as status:
-        folder = opened.export(to.value, out, report=status.update)
+        folder = opened.export(to.value, out, converter=converter, report=status.update)
     typer.echo(json.dumps({"to": to.value, "folder": str(folder)}) if as_json else str(folder))

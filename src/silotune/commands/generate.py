@@ -124,10 +124,11 @@ def _answers(
     """Print the next answer of a conversation as it comes, the base model's first if wanted; return the answers."""
     answers: dict[str, str] = {}
     for name in ("base", "tuned") if base else ("tuned",):
+        reply = run.reply(turns, sampling=sampling, base=name == "base")
         if not as_json:
             typer.echo(heading.format(name), nl=False)
         pieces = []
-        for piece in run.reply(turns, sampling=sampling, base=name == "base"):
+        for piece in reply:
             pieces.append(piece)
             if not as_json:
                 typer.echo(piece, nl=False)

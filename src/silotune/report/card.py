@@ -10,7 +10,8 @@ from silotune.federation.run import RunFolder
 from silotune.model import embedded
 from silotune.model.base import published_name
 from silotune.model.licence import licence_of
-from silotune.model.merging import PROBES, Checked
+from silotune.model.merging import Checked
+from silotune.model.probing import SEQUENCES
 from silotune.report.figures import gather
 from silotune.report.render import environment
 
@@ -23,13 +24,14 @@ def write(run: RunFolder) -> None:
     atomic.write_text(run.adapter / "README.md", text(run, "adapter"))
 
 
-def text(run: RunFolder, form: Form, checked: Checked | None = None) -> str:
+def text(run: RunFolder, form: Form, checked: Checked | None = None, again: float | None = None) -> str:
     """The card's text.
 
     Args:
         run: a run that has come to its end.
         form: what the card lies beside.
         checked: how near merged weights are to base and adapter.
+        again: the largest difference of any logit between those and what is read from the GGUF file.
     """
     recipe = run.recipe()
     figures = gather(run)
@@ -54,7 +56,8 @@ def text(run: RunFolder, form: Form, checked: Checked | None = None) -> str:
         after=means[max(means)] if means and max(means) > 0 else None,
         environment=run.environment(),
         checked=checked,
-        probes=PROBES,
+        again=again,
+        probes=SEQUENCES,
     )
 
 

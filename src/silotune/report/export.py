@@ -10,7 +10,8 @@ from typing import get_args
 from silotune.data.template import dated
 from silotune.errors import InputError, RunError
 from silotune.federation.run import RunFolder
-from silotune.model import base, lora, merging
+from silotune.model import base, lora, merging, to_gguf
+from silotune.model.merging import Checked
 from silotune.report import card
 from silotune.report.card import Form
 
@@ -18,13 +19,20 @@ FOLDER = "export"
 """Below a run's folder: where its exports go if nobody says otherwise."""
 
 
-def write(run: RunFolder, to: Form, out: Path | None, report: Callable[[str], None] = lambda _: None) -> Path:
+def write(
+    run: RunFolder,
+    to: Form,
+    out: Path | None = None,
+    converter: Path | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> Path:
     """Write the result of a run in a form that other programs load, and return its folder.
 
     Args:
         run: a run that has come to its end.
         to: `adapter`, `merged` or `gguf`.
         out: a folder that is not there yet; `export/` in the run's folder if left out.
+        converter: llama.cpp's script, for `gguf`; fetched on first use if left out.
         report: called with what is being done.
 
     Raises:
@@ -32,9 +40,18 @@ def write(run: RunFolder, to: Form, out: Path | None, report: Callable[[str], No
     """
     if to not in get_args(Form):
         raise InputError(f"--to {to}: there are {', '.join(get_args(Form))}.")
+    if converter is not None and to != "gguf":
+        raise InputError(f"--converter goes with --to gguf, not with --to {to}.")
+    if converter is not None and not converter.is_file():
+        raise InputError(f"--converter {converter}: no such file. Give llama.cpp's {to_gguf.SCRIPT}.")
     target = (out or run.path / FOLDER / to).absolute()
     with _new_folder(target) as folder:
-        {"adapter": _adapter, "merged": _merged, "gguf": _merged}[to](run, folder, report)
+        if to == "adapter":
+            report("copying the adapter")
+            _adapter(run, folder)
+        else:
+            report("merging the adapter into the base, and comparing their logits")
+            _merged(run, folder) if to == "merged" else _gguf(run, folder, converter, report)
     return target
 
 
@@ -48,7 +65,8 @@ def _new_folder(target: Path) -> Iterator[Path]:
         unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name[:80]}-", dir=target.parent))
         try:
             yield unfinished
-            unfinished.chmod(0o755)
+            for path in (unfinished, *unfinished.rglob("*")):
+                path.chmod(0o755 if path.is_dir() else 0o644)
             unfinished.rename(target)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -56,19 +74,30 @@ def _new_folder(target: Path) -> Iterator[Path]:
         raise RunError(f"{target}: cannot be written ({error.strerror or error}).") from None
 
 
-def _adapter(run: RunFolder, folder: Path, report: Callable[[str], None]) -> None:
-    report("copying the adapter")
+def _adapter(run: RunFolder, folder: Path) -> None:
     lora.load(run.adapter)  # one that was cut short is told here, and not by who is given it
     shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
     _save_tokenizer(run, folder)
 
 
-def _merged(run: RunFolder, folder: Path, report: Callable[[str], None]) -> None:
-    report("merging the adapter into the base, and comparing their logits")
+def _merged(run: RunFolder, folder: Path) -> Checked:
     recipe = run.recipe()
     checked = merging.write_merged(base.locate(recipe.model.base), recipe.lora, lora.load(run.adapter), folder)
     _save_tokenizer(run, folder)
     (folder / "README.md").write_text(card.text(run, "merged", checked), encoding="utf-8")
+    return checked
+
+
+def _gguf(run: RunFolder, folder: Path, converter: Path | None, report: Callable[[str], None]) -> None:
+    script = converter or to_gguf.fetched_converter()
+    name = run.recipe().name
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        merged = Path(scratch) / name  # the converter calls the model after its folder
+        merged.mkdir()
+        checked = _merged(run, merged)
+        report("converting, and comparing what is read again")
+        difference = to_gguf.write_gguf(merged, folder / f"{name}-f32.gguf", script)
+    (folder / "README.md").write_text(card.text(run, "gguf", checked, difference), encoding="utf-8")
 
 
 def _save_tokenizer(run: RunFolder, folder: Path) -> None:
