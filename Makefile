@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup demo test test-fast check lint format types bench docs clean help
+.PHONY: setup demo test test-fast check lint format types bench docs site clean help
 
 help:            ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -46,8 +46,11 @@ format: setup    ## put the code in order
 bench: setup     ## speed of the local loop and of the federation against plain loops; about a quarter of an hour
 	@$(BIN)/python -m benchmarks.speed.run
 
+site: setup      ## the documentation as a site in site/, warnings are errors
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 docs: setup      ## the recipe reference in docs/, from the settings
 	@$(BIN)/python -m silotune.reference > docs/recipe.md
 
 clean:           ## remove the environment and what tools left behind
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
