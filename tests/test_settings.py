@@ -88,6 +88,8 @@ def test_refusals_name_the_key_and_the_reason(tmp_path, text, says):
         ("[training]\nsteps = 3\nepochs = 1", "training: give `steps` or `epochs`, not both"),
         ('[model]\ndevice = "cpu"\ndtype = "nf4"', 'model.device = "cpu" and model.dtype = "nf4" contradict each other'),
         ("[federation]\nsilos = 2\nminimum = 3", "federation.silos = 2 and federation.minimum = 3 contradict each other"),
+        ("[federation]\ntogether = 2", 'federation.together = 2 and federation.engine = "simulation" contradict each other'),
+        ('[federation]\ntogether = 2\nengine = "inline"\n[lora]\ndropout = 0.1', "federation.together = 2 and lora.dropout = 0.1 contradict"),
         ('[data]\nsilos = "a"\n[data.pool]\ntrain = "x"\nlaw = "iid"\nsilos = 3', "data: give `silos` or `pool`, not both"),
         ('[data.pool]\ntrain = "x"\nlaw = "iid"\nsilos = 3\nalpha = 1.0', '`alpha` and `law = "iid"` do not go together'),
         ('[data.pool]\ntrain = "x"\nlaw = "iid"', 'data.pool: `law = "iid"` needs `silos`'),

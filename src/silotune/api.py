@@ -353,7 +353,7 @@ def _run_engine(recipe: Recipe, folder: RunFolder, crew: local.Crew, venue: Venu
     if recipe.federation.engine == "inline":
         from silotune.federation.inline import run_inline
 
-        run_inline(serve, client_app, crew.silos)
+        run_inline(serve, client_app, crew.silos, recipe.federation.together)
     else:
         from silotune.federation.simulation import run_simulation
 

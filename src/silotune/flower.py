@@ -34,6 +34,11 @@ def serve(grid: Grid, context: Context) -> None:
         raise InputError('give the recipe and the run\'s folder: --run-config \'recipe="..." out="..."\'')
     recipe = load_recipe(Path(given))
     trackers.require(recipe)
+    if recipe.federation.together > 1:
+        raise InputError(
+            f"federation.together = {recipe.federation.together}: silos train in one pass on the inline engine only. "
+            "Take it out of the recipe."
+        )
     spec = adapter_spec(recipe)
     folder = run_folder.reopen(Path(out), recipe) if settings.get("resume") else run_folder.create(recipe, Path(out))
     with run_folder.held(folder), trackers.tracked(recipe, folder, _tell) as watch:

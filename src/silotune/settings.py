@@ -258,6 +258,9 @@ class FederationSettings(Section):
     workers: Positive | None = None
     """Silos that train at the same time, read by the simulation engine alone; else one a core, at most the number of
     silos."""
+    together: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Inline engine: silos of a round that train in one pass over the base, each with its own adapter, loss, clipping
+    and optimizer. TO BE WRITTEN"""
     threads: Positive | None = None
     """Torch threads a silo (else cores / workers)."""
     round_timeout: Seconds = 3600.0
@@ -338,6 +341,14 @@ class Recipe(Section):
         if model.device == "cpu" and model.dtype in ("bfloat16", "nf4"):
             raise ValueError(f"model.device = \"cpu\" and model.dtype = \"{model.dtype}\" contradict each other: "
                              "those numbers need CUDA")  # fmt: skip
+        if federation.together > 1 and federation.engine != "inline":
+            raise ValueError(f"federation.together = {federation.together} and federation.engine = "
+                             f"\"{federation.engine}\" contradict each other: silos train in one pass in one process "
+                             "only; take engine = \"inline\", or together = 1")  # fmt: skip
+        if federation.together > 1 and self.lora.dropout:
+            raise ValueError(f"federation.together = {federation.together} and lora.dropout = {self.lora.dropout:g} "
+                             "contradict each other: what is dropped would be another thing than for each silo alone; "
+                             "take together = 1, or no dropout")  # fmt: skip
         if federation.silos is not None and federation.silos < federation.minimum:
             raise ValueError(f"federation.silos = {federation.silos} and federation.minimum = {federation.minimum} "
                              "contradict each other: a round would never count")  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.data.helpers import example
 
-from silotune.data.batches import collate, plan_round, steps_in_round
+from silotune.data.batches import collate, collate_silos, plan_round, steps_in_round
 from silotune.settings import TrainingSettings
 
 LENGTHS = np.array([5, 9, 4, 8, 7, 3, 6, 10, 2, 11])
@@ -53,3 +53,13 @@ def test_padding_is_masked_and_predicts_nothing():
     assert batch.mask.tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch.predicts.tolist() == [[True, True, False], [True, False, False]]
     assert batch.loss_tokens == 3
+
+
+def test_rows_of_several_silos_in_one_batch():
+    one = [example((5, 6, 7, 8), (False, False, True, True)), example((5, 6, 9), (False, False, True))]
+    other = [example((4, 6, 7), (False, False, True)), example((4, 8), (False, True))]
+    batch = collate_silos([one, other], 0, "cpu")
+    assert batch.silos == 2 and batch.ids[:, 0].tolist() == [5, 5, 4, 4]
+    assert batch.shared == 1, "the second silo's rows begin alike for one token, the first's for two"
+    assert batch.loss_tokens_of_silos == [3, 2] and batch.loss_tokens == 5
+    assert collate(one, 0, "cpu").loss_tokens_of_silos == [3]

@@ -99,7 +99,10 @@ def run(
     venue = Venue(len(crew.silos), fixed=True, watch=note)
     spec = adapter_spec(recipe)
     run_inline(
-        lambda grid: (federate(grid, recipe, folder, venue, spec), None)[1], client or app.client_app, crew.silos
+        lambda grid: (federate(grid, recipe, folder, venue, spec), None)[1],
+        client or app.client_app,
+        crew.silos,
+        recipe.federation.together,
     )
     return folder, events
 

@@ -4,7 +4,7 @@ No state is kept, so a resumed run and a silo that starts a new process for ever
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,12 +71,20 @@ class Batch:
     predicts: Any
     """bool (rows, length): whether the next token of this position carries loss."""
     shared: int = 0
-    """Tokens that all rows begin with and that carry no loss."""
+    """Tokens that all rows of a silo begin with and that carry no loss."""
+    silos: int = 1
+    """The rows are those of so many silos, one after another, equally many of each."""
 
     @property
     def loss_tokens(self) -> int:
         """Tokens that carry loss."""
         return int(self.predicts.sum())
+
+    @property
+    def loss_tokens_of_silos(self) -> list[int]:
+        """Tokens that carry loss, of each silo."""
+        counts: list[int] = self.predicts.reshape(self.silos, -1).sum(-1).tolist()
+        return counts
 
 
 def collate(examples: Sequence[Example], pad: int, device: str) -> Batch:
@@ -93,6 +101,12 @@ def collate(examples: Sequence[Example], pad: int, device: str) -> Batch:
         mask[index, :size] = 1
         predicts[index, : size - 1] = torch.from_numpy(example.answered[1:].astype(np.bool_))
     return Batch(ids.to(device), mask.to(device), predicts.to(device), _shared_start(examples))
+
+
+def collate_silos(silos: Sequence[Sequence[Example]], pad: int, device: str) -> Batch:
+    """Make one batch of several silos' examples, equally many of each; `pad` as in `collate`."""
+    batch = collate([example for examples in silos for example in examples], pad, device)
+    return replace(batch, silos=len(silos), shared=min(_shared_start(examples) for examples in silos))
 
 
 def _shared_start(examples: Sequence[Example]) -> int:

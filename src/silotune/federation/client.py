@@ -11,6 +11,7 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from silotune.data.files import printable
 from silotune.data.silos import SiloConfig, find_silos
 from silotune.errors import InputError, SilotuneError
 from silotune.federation.local import cores, crew_of
+from silotune.model.adapter import AdapterState
 from silotune.model.base import LOCAL, public_name
 from silotune.recipe import check_recipe, load_recipe
 from silotune.settings import HUB, Job
@@ -35,6 +37,11 @@ logger = logging.getLogger(__name__)
 
 SILOS_VARIABLE, SCRATCH_VARIABLE = "SILOTUNE_SILOS", "SILOTUNE_SCRATCH"
 """In a simulation: the recipe on this machine that names the virtual silos, and the folder of their progress."""
+
+
+TRAINED: ContextVar[Mapping[tuple[str, int], Callable[[], tuple[Any, Any]]]] = ContextVar("trained")
+"""Silos of this process that have been trained in a round already, beside others (`together`): by name and round, what
+gives the totals and the adapter, or raises why there are none."""
 
 
 def silo_of(node_config: Mapping[str, Any]) -> SiloConfig:
@@ -155,7 +162,7 @@ def without_folders(text: str, silo: SiloConfig | None = None) -> str:
 
 
 @dataclass
-class _Work:
+class Work:
     """A job on a silo: the resident model, the silo's text, and where progress goes."""
 
     job: Job
@@ -167,7 +174,12 @@ class _Work:
     progress: Callable[..., None] = field(default=lambda **_: None)
 
 
-def _prepare(request: Envelope, silo: SiloConfig) -> _Work:
+def prepare(request: Envelope, silo: SiloConfig) -> Work:
+    """Read a job and make ready what it needs.
+
+    Raises:
+        InputError: the job, the base model or the silo's text cannot be used.
+    """
     import torch
 
     from silotune.federation.progress import Progress
@@ -190,7 +202,7 @@ def _prepare(request: Envelope, silo: SiloConfig) -> _Work:
     round_ = int(request.fields.get("round", 0))
     keep = Keep(silo.keep, silo.keep_mib << 20)  # type: ignore[arg-type]
     ways = ways_of(resident.model, resident.device, job.lora.dropout, keep)
-    return _Work(
+    return Work(
         job, silo, round_, resident, ways, corpus, Progress(silo.scratch, silo.files.name, round_, request.kind)
     )
 
@@ -205,7 +217,7 @@ def _base(job: Job, silo: SiloConfig) -> str:
 
 
 def _hello(request: Envelope, silo: SiloConfig) -> Envelope:
-    work = _prepare(request, silo)
+    work = prepare(request, silo)
     train, test = work.corpus.train, work.corpus.test
     profile = Profile(
         silo=silo.files.name,
@@ -225,27 +237,22 @@ def _hello(request: Envelope, silo: SiloConfig) -> Envelope:
     return Envelope("up", "hello", asdict(profile))
 
 
-def _received(request: Envelope, work: _Work) -> dict[str, Any]:
-    from silotune.model import lora
+def received(request: Envelope, work: Work) -> dict[str, Any]:
+    """The adapter that came with a request.
 
+    Raises:
+        AdmissionError: it is not of the job's names and shapes.
+    """
     assert request.vector is not None and request.manifest is not None
-    adapter = manifest.unpack(request.vector, request.manifest, work.tuner.spec)
-    lora.put(work.tuner.model, adapter)
-    return adapter
+    return manifest.unpack(request.vector, request.manifest, work.tuner.spec)
 
 
 def _train(request: Envelope, silo: SiloConfig) -> Envelope:
-    from silotune.model import lora
-    from silotune.training.local import train_round
-
-    work = _prepare(request, silo)
-    received = _received(request, work)
-    job, name = work.job, silo.files.name
-    totals = train_round(
-        work.tuner, work.ways, work.corpus.train, job.training, job.seed, name, work.round,
-        lambda step: work.progress(**asdict(step)),
-    )  # fmt: skip
-    update = algorithms.find(job.algorithm).client(received, lora.take(work.tuner.model))
+    work = prepare(request, silo)
+    before = received(request, work)
+    already = TRAINED.get({}).get((silo.files.name, work.round))
+    totals, after = already() if already else _trained(work, before)
+    update = algorithms.find(work.job.algorithm).client(before, after)
     vector, described = manifest.pack(update)
     fields: dict[str, Scalar] = {
         "steps": totals.steps,
@@ -258,11 +265,25 @@ def _train(request: Envelope, silo: SiloConfig) -> Envelope:
     return Envelope("up", "train", fields, vector, described)
 
 
+def _trained(work: Work, adapter: AdapterState) -> tuple[Any, AdapterState]:
+    """Train an adapter on the silo's rows: totals, and what it has become."""
+    from silotune.model import lora
+    from silotune.training.local import train_round
+
+    lora.put(work.tuner.model, adapter)
+    totals = train_round(
+        work.tuner, work.ways, work.corpus.train, work.job.training, work.job.seed, work.silo.files.name, work.round,
+        lambda step: work.progress(**asdict(step)),
+    )  # fmt: skip
+    return totals, lora.take(work.tuner.model)
+
+
 def _evaluate(request: Envelope, silo: SiloConfig) -> Envelope:
+    from silotune.model import lora
     from silotune.training.evaluation import evaluate
 
-    work = _prepare(request, silo)
-    _received(request, work)
+    work = prepare(request, silo)
+    lora.put(work.tuner.model, received(request, work))
     score = evaluate(work.tuner, work.ways, work.corpus.test, lambda: work.progress())
     fields: dict[str, Scalar] = {
         "rows": score.rows,

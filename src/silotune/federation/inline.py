@@ -4,7 +4,8 @@ The oracle of the tests, and the quickest way on a small machine: no process is 
 
 Silos answer in turn, and a deadline counts for each by itself, from the start of its own work: a silo is late here if
 it would be late on the simulation engine with a worker for every silo. It is not cut short there and then: its
-answer is thrown away when it comes.
+answer is thrown away when it comes. Silos that train together (`federation.together`) begin and end at once: the time
+of each is that of them all.
 """
 
 import itertools
@@ -18,17 +19,22 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from silotune.data.silos import SiloConfig
+from silotune.federation.messages import TYPES
 
 SERVER = 1
 """Flower's number for the server."""
 
 
 class InlineGrid(Grid):
-    """A `Grid` that calls the ClientApp itself: one message each time that answers are pulled."""
+    """A `Grid` that calls the ClientApp itself: one message each time that answers are pulled.
 
-    def __init__(self, client_app: ClientApp, silos: Sequence[SiloConfig]) -> None:
-        """Make a node for every silo, numbered from 1 in the given order."""
+    Where silos train together, it is the messages of as many silos.
+    """
+
+    def __init__(self, client_app: ClientApp, silos: Sequence[SiloConfig], together: int = 1) -> None:
+        """Make a node for every silo, numbered from 1 in the given order; `together` of them train in one pass."""
         self._app = client_app
+        self._together = together
         self._contexts = {
             number: Context(
                 run_id=1, node_id=number, node_config={"silotune": silo.to_json()}, state=RecordDict(), run_config={}
@@ -55,11 +61,25 @@ class InlineGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Have the next of these messages answered, and return the answer."""
-        for identifier in message_ids:
-            message = self._pending.pop(identifier, None)
-            if message is not None:
-                return [self._answer(message)]
-        return []
+        waiting = [identifier for identifier in message_ids if identifier in self._pending]
+        messages = [self._pending.pop(identifier) for identifier in self._next(waiting)]
+        if len(messages) < 2:
+            return [self._answer(message) for message in messages]
+        from silotune.federation.together import trained
+
+        with trained([(message, self._contexts[message.metadata.dst_node_id]) for message in messages]):
+            return [self._answer(message) for message in messages]
+
+    def _next(self, waiting: Sequence[str]) -> Sequence[str]:
+        """The first of the messages that wait, with those that are answered together with it."""
+
+        def kind(identifier: str) -> tuple[str, str]:
+            metadata = self._pending[identifier].metadata
+            return metadata.message_type, metadata.group_id
+
+        if self._together == 1 or not waiting or kind(waiting[0])[0] != TYPES["train"]:
+            return waiting[:1]
+        return [identifier for identifier in waiting if kind(identifier) == kind(waiting[0])][: self._together]
 
     def _answer(self, message: Message) -> Message:
         try:
@@ -71,7 +91,10 @@ class InlineGrid(Grid):
         """Push, and pull until all are answered; an answer in this process cannot be cut short by a timeout."""
         del timeout
         waiting = list(self.push_messages(messages))
-        return [answer for identifier in waiting for answer in self.pull_messages([identifier])]
+        answers: list[Message] = []
+        while pulled := list(self.pull_messages(waiting)):
+            answers += pulled
+        return answers
 
     def set_run(self, run: Any) -> None:
         """There is one run only."""
@@ -86,10 +109,12 @@ class InlineGrid(Grid):
         raise NotImplementedError("use flwr.app.Message(...)")
 
 
-def run_inline(serve: Callable[[Grid], None], client_app: ClientApp, silos: Sequence[SiloConfig]) -> None:
+def run_inline(
+    serve: Callable[[Grid], None], client_app: ClientApp, silos: Sequence[SiloConfig], together: int = 1
+) -> None:
     """Run a ServerApp that serves, over a grid of these silos; what `serve` raises comes through."""
     from silotune.federation.app import make_server_app
 
     server_app: ServerApp = make_server_app(lambda grid, _: serve(grid))
     context = Context(run_id=1, node_id=SERVER, node_config={}, state=RecordDict(), run_config={})
-    server_app(InlineGrid(client_app, silos), context)
+    server_app(InlineGrid(client_app, silos, together), context)

@@ -9,6 +9,7 @@ Each way is tried against the model's own forward pass when a model is loaded, a
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from silotune.data.batches import Batch
 from silotune.training.kept import Keep, Kept, feeding, make_kept, same
-from silotune.training.loss import head_is_plain, plain_logits, summed_loss, targets
+from silotune.training.loss import head_is_plain, plain_logits, summed_losses, targets
 
 MOST_LOGITS = 256 << 20
 """Bytes of logits held at a time, twice over."""
@@ -40,14 +41,20 @@ def loss_and_correct(tuned: Any, batch: Batch, ways: Ways) -> tuple[Tensor, int]
 
     The loss has a gradient where gradients are being recorded.
     """
+    losses, correct = losses_and_correct(tuned, batch, ways)
+    return losses.sum(), correct
+
+
+def losses_and_correct(tuned: Any, batch: Batch, ways: Ways) -> tuple[Tensor, int]:
+    """The same with a sum for each silo of the batch: (silos,)."""
+    wanted = targets(batch)
     if not ways.head:
         logits = plain_logits(tuned, batch)
-        wanted = targets(batch)
         correct = int((logits.detach().argmax(-1) == wanted).sum())
-        return summed_loss(logits, batch), correct
+        return summed_losses(logits, batch), correct
     head = tuned.get_base_model().get_output_embeddings()
-    loss, correct = _SummedLoss.apply(answer_hidden(tuned, batch, ways), head, targets(batch))  # type: ignore[no-untyped-call]
-    return loss, int(correct)
+    losses, correct = _SummedLoss.apply(answer_hidden(tuned, batch, ways), head, wanted, batch.loss_tokens_of_silos)  # type: ignore[no-untyped-call]
+    return losses, int(correct)
 
 
 def each_token(tuned: Any, batch: Batch, ways: Ways) -> tuple[Tensor, Tensor]:
@@ -90,19 +97,23 @@ def _hidden(tuned: Any, batch: Batch) -> Tensor:
 
 
 def _hidden_after_start(tuned: Any, batch: Batch) -> Tensor:
-    """Run the shared start as one row, then every row's rest with the start's keys and values before it.
+    """Run each silo's shared start as one row, then every row's rest with its start's keys and values before it.
 
     The last token of the start is left to the rows: it may predict a token that carries loss.
     """
-    start = batch.shared - 1
-    cache = _cache_of(tuned, batch.ids[:1, :start])
+    start, rows = batch.shared - 1, len(batch.ids) // batch.silos
+    cache = _cache_of(tuned, batch.ids[::rows, :start])
     for layer in cache.layers:
-        layer.keys = layer.keys.expand(len(batch.ids), -1, -1, -1)
-        layer.values = layer.values.expand(len(batch.ids), -1, -1, -1)
+        layer.keys, layer.values = _repeated(layer.keys, rows), _repeated(layer.values, rows)
     states = _decoder(tuned)(
         input_ids=batch.ids[:, start:], attention_mask=batch.mask, past_key_values=cache, use_cache=True
     ).last_hidden_state
     return states[batch.predicts[:, start:]]  # type: ignore[no-any-return]
+
+
+def _repeated(tensor: Tensor, times: int) -> Tensor:
+    """Each row so many times, one after another."""
+    return tensor[:, None].expand(-1, times, *(-1 for _ in tensor.shape[1:])).flatten(0, 1)
 
 
 def _cache_of(tuned: Any, ids: Tensor) -> Any:
@@ -121,32 +132,44 @@ class _SummedLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Any, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the loss over (tokens, width) hidden states, and how many first choices are right (0 in training)."""
+    def forward(ctx: Any, hidden: Tensor, head: Any, wanted: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+        """Sums of the loss over (tokens, width) hidden states, and how many first choices are right (0 in training).
+
+        There is a sum for each of the parts, one after another, that have `sizes` tokens.
+        """
         needed = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if needed else None
-        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        losses = torch.zeros(len(sizes), dtype=torch.float32, device=hidden.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
         size = max(1, MOST_LOGITS // (2 * 4 * head.weight.shape[0]))
         for start in range(0, len(hidden), size):
             tokens = wanted[start : start + size, None]
             logits = functional.linear(hidden[start : start + size], head.weight, head.bias).float()
             norm = logits.logsumexp(-1, keepdim=True)
-            loss += (norm - logits.gather(-1, tokens)).sum()
+            _add(norm - logits.gather(-1, tokens), start, losses, sizes)
             if gradient is None:
                 correct += (logits.argmax(-1, keepdim=True) == tokens).sum()
             else:
                 slope = logits.sub_(norm).exp_()
                 slope.scatter_add_(-1, tokens, -torch.ones_like(tokens, dtype=slope.dtype))
                 gradient[start : start + size] = slope.to(head.weight.dtype) @ head.weight
-        ctx.gradient = gradient
+        ctx.gradient, ctx.sizes = gradient, sizes
         ctx.mark_non_differentiable(correct)
-        return loss, correct
+        return losses, correct
 
     @staticmethod
-    def backward(ctx: Any, *outer: Any) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *outer: Any) -> tuple[Tensor, None, None, None]:
         """The gradient of the hidden states."""
-        return ctx.gradient * outer[0], None, None
+        scale = outer[0].repeat_interleave(torch.tensor(ctx.sizes, device=outer[0].device))[:, None]
+        return (ctx.gradient * scale).to(ctx.gradient.dtype), None, None, None
+
+
+def _add(values: Tensor, start: int, sums: Tensor, sizes: Sequence[int]) -> None:
+    """Add the values of tokens `start`, `start` + 1, ... to the sums of the parts that they belong to."""
+    first = -start
+    for part, size in enumerate(sizes):
+        sums[part] += values[max(first, 0) : max(first + size, 0)].sum()
+        first += size
 
 
 # ------------------------------------------------------------------------------------------ which are exact

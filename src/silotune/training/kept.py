@@ -139,19 +139,20 @@ def make_kept(tuned: Any, keep: Keep) -> Kept | None:
     blocks = [causal.get_submodule(name) for (name,) in stack]
     carrying = [any(p.requires_grad for p in block.parameters()) for block in blocks]
     lowest = carrying.index(True) if True in carrying else 0
-    if not lowest or _drops_out(causal, blocks[:lowest]):
+    if not lowest or drops_out(causal, blocks[:lowest]):
         return None
     dtype = torch.bfloat16 if keep.numbers == "bfloat16" else _numbers(tuned)
     kept = Kept(tuned, blocks, lowest, dtype, keep.most_bytes)
     return kept if _works(kept) else None
 
 
-def _drops_out(causal: Any, lower: list[Any]) -> bool:
+def drops_out(causal: Any, parts: list[Any]) -> bool:
+    """Whether a model, or one of these modules of it, drops out at random in training."""
     config = causal.config.get_text_config()
     configured = any(
         getattr(config, name, 0) for name in ("attention_dropout", "hidden_dropout", "embd_pdrop", "dropout")
     )
-    modules = (module for block in lower for module in block.modules())
+    modules = (module for part in parts for module in part.modules())
     return configured or any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in modules)
 
 

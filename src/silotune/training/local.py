@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from silotune.data.batches import Batch, collate, plan_round
 from silotune.data.joined import Examples
 from silotune.data.seeds import derive
+from silotune.data.tokens import Example
 from silotune.errors import SilotuneError
 from silotune.model import lora
 from silotune.model.tuner import Tuner
@@ -65,6 +66,96 @@ def learning_rate(settings: TrainingSettings, progress: float) -> float:
     return settings.learning_rate * (settings.final_rate + (1 - settings.final_rate) * cosine)
 
 
+@dataclass(frozen=True)
+class Step:
+    """What an optimizer step of a silo takes."""
+
+    number: int
+    """From 1."""
+    rate: float
+    """Learning rate."""
+    passes: list[list[Example]]
+    """Its rows, by forward pass."""
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows, padding left out."""
+        return sum(len(example.ids) for rows in self.passes for example in rows)
+
+    @property
+    def loss_tokens(self) -> int:
+        """Of those, how many carry loss."""
+        return sum(example.loss_tokens for rows in self.passes for example in rows)
+
+
+@dataclass
+class Course:
+    """A silo's way through a round: what its steps take, and what came of those that are done."""
+
+    examples: Examples
+    settings: TrainingSettings
+    seed: int
+    silo: str
+    round: int
+    report: Callable[[StepReport], None] = lambda _: None
+
+    def __post_init__(self) -> None:
+        self._plan = plan_round(self.settings, self.examples.lengths, self.seed, self.silo, self.round)
+        self._loss, self._tokens, self._loss_tokens = 0.0, 0, 0
+
+    def steps(self) -> Iterator[Step]:
+        """The round's optimizer steps, in order."""
+        for number, passes in enumerate(self._plan, 1):
+            progress = (self.round - 1 + number / len(self._plan)) / self.settings.rounds
+            yield Step(
+                number,
+                learning_rate(self.settings, progress),
+                [[self.examples[row] for row in rows] for rows in passes],
+            )
+
+    def done(self, step: Step, loss: float, seconds: float) -> None:
+        """Take note of a step that is done and report it.
+
+        Args:
+            step: from `steps`.
+            loss: summed over its loss tokens, in nats.
+            seconds: since the round's training began.
+
+        Raises:
+            DivergedError: the loss is not finite.
+            Exception: whatever `report` raises to stop.
+        """
+        if not math.isfinite(loss):
+            raise DivergedError(f"the loss is not finite at step {step.number}; lower training.learning_rate")
+        self._loss += loss
+        self._tokens += step.tokens
+        self._loss_tokens += step.loss_tokens
+        mean = loss / max(step.loss_tokens, 1)
+        self.report(StepReport(step.number, len(self._plan), mean, self._tokens, seconds))
+
+    def totals(self, seconds: float) -> TrainingTotals:
+        """What the whole round did, in so many seconds."""
+        mean = self._loss / max(self._loss_tokens, 1)
+        return TrainingTotals(len(self._plan), mean, self._tokens, self._loss_tokens, seconds)
+
+
+def make_optimizer(parameters: Sequence[Any], settings: TrainingSettings) -> Any:
+    """AdamW over LoRA factors; its rate is set step by step."""
+    import torch
+
+    return torch.optim.AdamW(parameters, lr=0.0, weight_decay=settings.weight_decay, foreach=True)
+
+
+def advance(optimizer: Any, rate: float, clip: float) -> None:
+    """Clip the gradient of all the optimizer's parameters together, and take a step at a rate."""
+    import torch
+
+    (group,) = optimizer.param_groups
+    group["lr"] = rate
+    torch.nn.utils.clip_grad_norm_(group["params"], clip, foreach=True)
+    optimizer.step()
+
+
 def train_round(
     tuner: Tuner,
     ways: Ways,
@@ -96,46 +187,29 @@ def train_round(
     import torch
 
     model, pad = tuner.model, int(tuner.tokenizer.pad_token_id or 0)
-    parameters = list(lora.factors(model).values())
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=settings.weight_decay, foreach=True)
-    plan = plan_round(settings, examples.lengths, seed, silo, round_)
+    optimizer = make_optimizer(list(lora.factors(model).values()), settings)
+    course = Course(examples, settings, seed, silo, round_, report)
     torch.manual_seed(derive(seed, "dropout", silo, round_))
     model.train()
     began = time.monotonic()
-    total_loss, tokens, loss_tokens = 0.0, 0, 0
     try:
-        for number, step in enumerate(plan, 1):
-            chosen = [[examples[row] for row in rows] for rows in step]
-            count = sum(example.loss_tokens for rows in chosen for example in rows)
-            rate = learning_rate(settings, (round_ - 1 + number / len(plan)) / settings.rounds)
-            optimizer.param_groups[0]["lr"] = rate
-            batches = [collate(rows, pad, tuner.device) for rows in chosen]
-            loss = _step(model, ways, parameters, optimizer, settings.clip, count, batches)
-            if not math.isfinite(loss):
-                raise DivergedError(f"the loss is not finite at step {number}; lower training.learning_rate")
-            total_loss += loss
-            loss_tokens += count
-            tokens += sum(len(example.ids) for rows in chosen for example in rows)
-            report(StepReport(number, len(plan), loss / max(count, 1), tokens, time.monotonic() - began))
+        for step in course.steps():
+            optimizer.zero_grad(set_to_none=True)
+            batches = [collate(rows, pad, tuner.device) for rows in step.passes]
+            loss = _differentiated(model, ways, step.loss_tokens, batches)
+            advance(optimizer, step.rate, settings.clip)
+            course.done(step, loss, time.monotonic() - began)
     finally:
         model.eval()
         optimizer.zero_grad(set_to_none=True)
-    seconds = time.monotonic() - began
-    return TrainingTotals(len(plan), total_loss / max(loss_tokens, 1), tokens, loss_tokens, seconds)
+    return course.totals(time.monotonic() - began)
 
 
-def _step(
-    model: Any, ways: Ways, parameters: list[Any], optimizer: Any, clip: float, count: int, batches: list[Batch]
-) -> float:
-    """One optimizer step on the mean loss over `count` loss tokens; returns the summed loss."""
-    import torch
-
-    optimizer.zero_grad(set_to_none=True)
+def _differentiated(model: Any, ways: Ways, count: int, batches: list[Batch]) -> float:
+    """Add up the gradient of the mean loss over `count` loss tokens; returns the summed loss."""
     total = 0.0
     for batch in batches:
         loss, _ = loss_and_correct(model, batch, ways)
         (loss / max(count, 1)).backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
-    torch.nn.utils.clip_grad_norm_(parameters, clip, foreach=True)
-    optimizer.step()
     return total

@@ -90,6 +90,14 @@ def targets(batch: Batch) -> Any:
 
 def summed_loss(logits: Any, batch: Batch) -> Any:
     """Sum of the cross-entropy over the batch's loss tokens, in nats."""
+    return summed_losses(logits, batch).sum()
+
+
+def summed_losses(logits: Any, batch: Batch) -> Any:
+    """The same with a sum for each silo of the batch: (silos,)."""
+    import torch
     import torch.nn.functional as functional
 
-    return functional.cross_entropy(logits, targets(batch), reduction="sum")
+    sizes = batch.loss_tokens_of_silos
+    parts = zip(logits.split(sizes), targets(batch).split(sizes), strict=True)
+    return torch.stack([functional.cross_entropy(part, wanted, reduction="sum") for part, wanted in parts])

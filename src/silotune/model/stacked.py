@@ -1,0 +1,60 @@
+"""Several adapters on one base at once: of a batch's rows, each part goes through an adapter of its own.
+
+For the rows x_k of adapter k, a layer gives x_k W^T + s (x_k A_k^T) B_k^T. The first product is one for all rows; the
+other two are products of stacks, (k, rows x tokens, width) with (k, width, r) and then (k, r, width).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from silotune.model import lora
+from silotune.model.adapter import A_SUFFIX, B_SUFFIX, AdapterState
+
+Factors = Mapping[str, Tensor]
+"""An adapter's tensors by the names of PEFT's file."""
+
+
+def factors_like(tuned: Any, adapter: AdapterState) -> dict[str, Tensor]:
+    """An adapter in trainable tensors of its own, as those of PEFT's model; it takes the place of the one in there."""
+    lora.put(tuned, adapter)
+    return {name: tensor.detach().clone().requires_grad_() for name, tensor in lora.factors(tuned).items()}
+
+
+@contextmanager
+def stacked(tuned: Any, adapters: Sequence[Factors]) -> Iterator[None]:
+    """While it lasts, these adapters take the place of the one that lies in PEFT's model.
+
+    What goes through the model has rows in as many equal parts, one after another, as there are adapters. Gradients
+    flow into the adapters' tensors. Dropout of the adapter is not applied.
+    """
+    layers = _layers(tuned)
+    for name, layer in layers.items():
+        pairs = [(adapter[name + A_SUFFIX], adapter[name + B_SUFFIX]) for adapter in adapters]
+        layer.forward = partial(_forward, layer, pairs)
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            del layer.forward
+
+
+def _layers(tuned: Any) -> dict[str, Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in tuned.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _forward(layer: Any, pairs: Sequence[tuple[Tensor, Tensor]], x: Tensor, *args: Any, **named: Any) -> Tensor:
+    """As PEFT's own layer, (..., width in) to (..., width out): in the base's numbers, the products in the factors'."""
+    result: Tensor = layer.base_layer(x, *args, **named)
+    down, up = (torch.stack(factors) for factors in zip(*pairs, strict=True))
+    (scaling,) = layer.scaling.values()
+    parts = x.to(down.dtype).reshape(len(pairs), -1, x.shape[-1])
+    product: Tensor = torch.bmm(torch.bmm(parts, down.transpose(1, 2)), up.transpose(1, 2)) * scaling
+    total: Tensor = result + product.reshape(result.shape)
+    return total.to(result.dtype)

@@ -1,0 +1,250 @@
+"""Several silos' rounds in one pass over the base that they share: for silos whose batches are small.
+
+The rows of a forward pass are those of several silos, and each goes through its own silo's adapter (`model.stacked`).
+All else is a silo's own: its loss is the mean over its own tokens, its gradient is clipped by its own norm, it has an
+optimizer of its own, and its rate follows its own steps. The gradient of the sum of the losses is, for each silo's
+factors, that of its own loss. So the result is that of training them one after another but for rounding: sums are taken
+in another order. A silo that has done its steps takes no further part, and one that fails leaves the others alone.
+
+All rows of a pass are padded to the longest. As each silo's steps depend on none of another's, they need not keep pace:
+a silo whose next rows are too long waits until the others come to such rows (`in_one_pass`).
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from silotune.data.batches import Batch, collate_silos
+from silotune.data.store import Split
+from silotune.data.tokens import Example
+from silotune.model import lora
+from silotune.model.adapter import AdapterState, initial_adapter
+from silotune.model.stacked import factors_like, stacked
+from silotune.model.tuner import Tuner
+from silotune.settings import TrainingSettings
+from silotune.training.forward import Ways, losses_and_correct
+from silotune.training.kept import drops_out, same
+from silotune.training.local import Course, Step, StepReport, TrainingTotals, advance, make_optimizer
+from silotune.training.loss import plain_logits
+
+PASS: dict[str, int] = {"cpu": 32, "cuda": 1 << 20}
+"""A pass costs as much as so many tokens on top of its own: by how much longer its rows may get for one more silo."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A silo that takes part."""
+
+    silo: str
+    """Its name, part of every seed."""
+    examples: Split
+    """Its training rows."""
+    adapter: AdapterState
+    """That it received."""
+    report: Callable[[StepReport], None] = lambda _: None
+    """Called after each of its steps; may raise to stop it. Its seconds are the silo's share, as in the totals."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a silo's round came to: an adapter, or the exception that ended it."""
+
+    totals: TrainingTotals | None = None
+    """Its seconds are the silo's share of those of all: of each step, as its tokens are to those of all silos."""
+    adapter: AdapterState | None = None
+    error: Exception | None = None
+
+    def result(self) -> tuple[TrainingTotals, AdapterState]:
+        """Totals and adapter; raises what ended the silo's round."""
+        if self.error is not None:
+            raise self.error
+        assert self.totals is not None and self.adapter is not None
+        return self.totals, self.adapter
+
+
+@dataclass
+class _Silo:
+    """A silo on its way through the round."""
+
+    course: Course
+    steps: Iterator[Step]
+    factors: dict[str, Tensor]
+    optimizer: Any
+    step: Step | None = None
+    """That is next; None before the first and after the last."""
+    seconds: float = 0.0
+    error: Exception | None = None
+
+    def attempt(self, work: Callable[[], object]) -> None:
+        """Do something that concerns this silo alone; an exception ends its round, and no other's."""
+        try:
+            work()
+        except Exception as error:
+            self.error, self.step = error, None
+
+    def close(self, step: Step, loss: float, seconds: float) -> None:
+        """Take note of a step that is done, and go on to the next."""
+        self.seconds += seconds
+        self.course.done(step, loss, self.seconds)
+        self.open()
+
+    def open(self) -> None:
+        """Go on to the next step."""
+        self.step = next(self.steps, None)
+
+
+def train_together(
+    tuner: Tuner, ways: Ways, parts: Sequence[Part], settings: TrainingSettings, seed: int, round_: int
+) -> list[Outcome]:
+    """Train several silos' adapters in one pass; what lies in the model afterwards is none of them.
+
+    Only where `can_stack` says so is the result that of separate training.
+
+    Args:
+        tuner: the resident model.
+        ways: the short ways through it (`forward.ways_of`).
+        parts: the silos.
+        settings: of the training.
+        seed: of the run.
+        round_: from 1.
+
+    Returns:
+        An outcome for each part, in their order.
+    """
+    silos = [_started(part, tuner.model, settings, seed, round_) for part in parts]
+    tuner.model.train()
+    try:
+        while steps := {number: silo.step for number, silo in enumerate(silos) if silo.step is not None}:
+            chosen = in_one_pass(steps, PASS[tuner.device])
+            _step(tuner, ways, [(silos[number], steps[number]) for number in chosen], settings.clip)
+    finally:
+        tuner.model.eval()
+    return [_outcome(silo) for silo in silos]
+
+
+def _started(part: Part, tuned: Any, settings: TrainingSettings, seed: int, round_: int) -> _Silo:
+    course = Course(part.examples, settings, seed, part.silo, round_, part.report)
+    factors = factors_like(tuned, part.adapter)
+    silo = _Silo(course, course.steps(), factors, make_optimizer(list(factors.values()), settings))
+    silo.attempt(silo.open)
+    return silo
+
+
+def in_one_pass(steps: Mapping[int, Step], cost: int) -> list[int]:
+    """Which of the silos' next steps to do in one pass: the shortest, and longer ones while padding is worth a pass.
+
+    Args:
+        steps: of each silo, by its number.
+        cost: of a forward and backward pass on top of its tokens, in tokens.
+
+    Returns:
+        Numbers of silos, in order.
+    """
+    sizes = {number: sum(len(rows) * _longest(rows) for rows in step.passes) for number, step in steps.items()}
+    chosen: list[int] = []
+    for number in sorted(steps, key=lambda number: (sizes[number], number)):
+        if chosen and len(chosen) * (sizes[number] - sizes[chosen[-1]]) > cost * len(steps[number].passes):
+            break
+        chosen.append(number)
+    return sorted(chosen)
+
+
+def _longest(rows: Sequence[Example]) -> int:
+    return max(len(example.ids) for example in rows)
+
+
+def _step(tuner: Tuner, ways: Ways, taken: Sequence[tuple[_Silo, Step]], clip: float) -> None:
+    """One optimizer step of each of these silos."""
+    began = time.monotonic()
+    for silo, _ in taken:
+        silo.optimizer.zero_grad(set_to_none=True)
+    pad = int(tuner.tokenizer.pad_token_id or 0)
+    passes = [sorted(step.passes, key=_longest) for _, step in taken]  # their order within a step is of no matter
+    batches = [collate_silos(rows, pad, tuner.device) for rows in zip(*passes, strict=True)]
+    with stacked(tuner.model, [silo.factors for silo, _ in taken]):
+        losses = _differentiated(tuner.model, ways, [step.loss_tokens for _, step in taken], batches)
+    for silo, step in taken:
+        advance(silo.optimizer, step.rate, clip)
+    share = (time.monotonic() - began) / sum(step.tokens for _, step in taken)
+    for (silo, step), loss in zip(taken, losses, strict=True):
+        silo.attempt(functools.partial(silo.close, step, loss, share * step.tokens))
+
+
+def _differentiated(model: Any, ways: Ways, counts: Sequence[int], batches: Sequence[Batch]) -> list[float]:
+    """Add up the gradients of each silo's mean loss over its loss tokens; returns each silo's summed loss."""
+    totals = [0.0] * len(counts)
+    for batch in batches:
+        losses, _ = losses_and_correct(model, batch, ways)
+        divisors = torch.tensor([max(count, 1) for count in counts], device=losses.device)
+        (losses / divisors).sum().backward()  # type: ignore[no-untyped-call]
+        totals = [total + loss for total, loss in zip(totals, losses.tolist(), strict=True)]
+    return totals
+
+
+def _outcome(silo: _Silo) -> Outcome:
+    if silo.error is not None:
+        return Outcome(error=silo.error)
+    adapter = {name: factor.detach().float().cpu().numpy() for name, factor in silo.factors.items()}
+    return Outcome(silo.course.totals(silo.seconds), adapter)
+
+
+# -------------------------------------------------------------------------------- for which models it is right
+
+
+@functools.lru_cache(maxsize=1)
+def can_stack(tuned: Any) -> bool:
+    """Whether silos that are trained together come to what each comes to alone: tried once a model.
+
+    Not where the model drops out at random in training, as every pass draws anew. Else rows of two adapters go through
+    the model together and apart: the results differ where a model mixes rows, or hands them to adapted layers in
+    another order than it received them in.
+    """
+    if drops_out(tuned.get_base_model(), [tuned]):
+        return False
+    before, training = lora.take(tuned), tuned.training
+    tuned.eval()
+    try:
+        with torch.no_grad():
+            return _stacks(tuned)
+    except (TypeError, ValueError, AttributeError, RuntimeError):  # layers that take rows in a shape of their own
+        return False
+    finally:
+        lora.put(tuned, before)
+        tuned.train(training)
+
+
+def _stacks(tuned: Any) -> bool:
+    batch = _trial(tuned)
+    adapters, apart = [], []
+    for number, part in enumerate((slice(0, 2), slice(2, 4))):
+        adapters.append(factors_like(tuned, _adapter(tuned, number)))
+        apart.append(plain_logits(tuned, Batch(batch.ids[part], batch.mask[part], batch.predicts[part])))
+    with stacked(tuned, adapters):
+        return same(plain_logits(tuned, batch), torch.cat(apart))
+
+
+def _trial(tuned: Any) -> Batch:
+    """Four rows of tokens that mean nothing, two a silo, one with padding at its end."""
+    causal = tuned.get_base_model()
+    vocabulary = causal.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (4, 20), generator=torch.Generator().manual_seed(0)).to(causal.device)
+    mask = torch.ones_like(ids)
+    mask[1, 13:] = 0
+    return Batch(ids, mask, mask == 1, silos=2)
+
+
+def _adapter(tuned: Any, number: int) -> AdapterState:
+    """An adapter that changes every layer it is on by an amount that can be seen, whatever rank and scaling are."""
+    spec = lora.spec_of(tuned)
+    adapter, generator = initial_adapter(spec, number), np.random.default_rng(number)
+    for module, _, name in spec.pairs():
+        (scaling,) = tuned.get_submodule(module).scaling.values()
+        width, rank = adapter[name].shape
+        adapter[name] = generator.normal(0, 0.3 / (scaling * rank**0.5), (width, rank)).astype(np.float32)
+    return adapter
