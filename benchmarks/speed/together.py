@@ -34,7 +34,6 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "silos"
-        folder.mkdir()
         write_silos(folder, STEPS * max(options.batches))
         work = _work(folder, options.layers)
         found = [_measured(work, batch, options.passes) for batch in options.batches]
