@@ -23,7 +23,7 @@ ELSEWHERE = {
     "flwr run": "test_engines.py, likewise",
     "export SILOTUNE_SILOS": "test_engines.py sets it",
     "vllm serve": "another project's, which does not run here",
-    "python llama.cpp/": "another project's, which is not on the package index",
+    "llama-server": "likewise",
     "lm_eval": "another project's; tried by hand",
     "python benchmarks/": "benchmarks, run by hand; their results are committed",
     "python -m benchmarks.": "likewise",
@@ -39,7 +39,7 @@ def commands() -> list[str]:
         for block in re.findall(r"^```(?:sh)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
             for line in block.replace("\\\n", " ").splitlines():
                 words = line.split("   #")[0].split("  #")[0].strip()
-                if re.match(r"(\.venv/|make |flwr |flower-|export |vllm |python |lm_eval |pip )", words):
+                if re.match(r"(\.venv/|make |flwr |flower-|export |vllm |llama-|python |lm_eval |pip )", words):
                     found[words] = None
     return list(found)
 
