@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -87,14 +88,23 @@ def program(words: list[str]) -> list[str]:
 
 
 def serve_for_a_moment(words: list[str], folder: Path) -> None:
-    """Start a server on a free port, wait until it says where it listens, and stop it as a user does."""
+    """Start a server on a free port, wait until it answers, and stop it as a user does."""
     free = [*(word for word in words if word not in ("--port", "8000")), "--port", "0"]
     with subprocess.Popen(
         program(free), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as server:
         assert server.stdout is not None
-        line = server.stdout.readline()
+        told = re.search(r"http://127\.0\.0\.1:\d+\S*", server.stdout.readline())
+        answered = told is not None and answers(
+            told.group().removesuffix("/v1") + ("/v1/models" * ("/v1" in told.group()))
+        )
         server.send_signal(signal.SIGINT)
         _, errors = server.communicate(timeout=60)
-    assert "http://127.0.0.1:" in line, errors
+    assert answered, errors
     assert "Traceback" not in errors
+
+
+def answers(url: str) -> bool:
+    """Whether a server that has said where it listens answers there."""
+    with urllib.request.urlopen(url, timeout=60) as reply:
+        return bool(reply.status == 200)
