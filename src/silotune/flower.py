@@ -1,23 +1,29 @@
 """The apps for plain `flwr run`, on Flower's simulation or on a deployment: see `federation/flower_app/`.
 
 The server's settings are Flower's run config: `recipe` and `out` are paths on the server's machine, `resume` goes
-on with the run in `out`. A silo's settings are its own node's configuration.
+on with the run in `out`. `compare`, by itself, is the folder of a finished run: its silos train alone, and each tells
+its own row of the comparison. A silo's settings are its own node's configuration.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid
+from rich.console import Console
 
 from silotune import api
 from silotune.errors import InputError
+from silotune.federation import alone
 from silotune.federation import run as run_folder
 from silotune.federation.app import client_app, make_server_app
 from silotune.federation.events import Event, Venue
 from silotune.federation.result import adapter_spec
+from silotune.federation.run import RunFolder
 from silotune.federation.server import federate
 from silotune.recipe import load_recipe
-from silotune.report import trackers
+from silotune.report import deployed, tables, trackers
 
 __all__ = ["client_app", "server_app"]
 
@@ -29,9 +35,15 @@ def serve(grid: Grid, context: Context) -> None:
         SilotuneError: in one line, as on silotune's own command line.
     """
     settings = context.run_config
+    if settings.get("compare"):
+        _compare(grid, settings)
+        return
     given, out = str(settings.get("recipe") or ""), str(settings.get("out") or "")
     if not given or not out:
-        raise InputError('give the recipe and the run\'s folder: --run-config \'recipe="..." out="..."\'')
+        raise InputError(
+            'give the recipe and the run\'s folder, --run-config \'recipe="..." out="..."\', or a finished run, '
+            "--run-config 'compare=\"...\"'"
+        )
     recipe = load_recipe(Path(given))
     trackers.require(recipe)
     if recipe.federation.together > 1:
@@ -47,6 +59,22 @@ def serve(grid: Grid, context: Context) -> None:
         if recipe.report.samples:
             _tell(Event("no_samples", {"reason": "report.samples needs the silos' text, which stays with them"}))
         api.finish(recipe, folder, text_is_here=False)
+
+
+def _compare(grid: Grid, settings: Mapping[str, Any]) -> None:
+    """Have the silos of a finished run tell what they can do alone, and show what that makes of the run.
+
+    Raises:
+        SilotuneError: in one line.
+    """
+    if settings.get("recipe") or settings.get("out") or settings.get("resume"):
+        raise InputError("compare is of a finished run, which has its recipe: leave out recipe, out and resume")
+    folder = RunFolder(Path(str(settings["compare"])).resolve())
+    recipe = folder.recipe()
+    with run_folder.held(folder):
+        told, missing = alone.ask(grid, folder, Venue(recipe.federation.silos or 1, fixed=False, watch=_tell))
+        found = deployed.compare(folder, told, missing)
+    tables.show_comparison(found, Console(width=160))
 
 
 def _tell(event: Event) -> None:

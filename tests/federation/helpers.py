@@ -32,11 +32,14 @@ def client_app(change: Change = lambda *_: None) -> ClientApp:
             reply = handler(message, context)
             return change(message, reply, silo_of(context.node_config).files.name) or reply
 
-        {"query": made.query, "train": made.train, "evaluate": made.evaluate}[kind]()(handle)
+        where, _, action = kind.partition(".")
+        register_in = {"query": made.query, "train": made.train, "evaluate": made.evaluate}[where]
+        register_in(*([action] if action else []))(handle)
 
     register("query", app.hello)
     register("train", app.train)
     register("evaluate", app.evaluate)
+    register("train.alone", app.alone)
     return made
 
 

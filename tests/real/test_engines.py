@@ -1,5 +1,6 @@
 """The same recipe to the same bits: inline, on Flower's simulation engine, and on a real SuperLink over TLS."""
 
+import json
 import os
 import signal
 import socket
@@ -175,3 +176,10 @@ def test_a_superlink_with_two_supernodes_over_tls_gives_the_bits_of_inline(
     for name in ("ash", "birch"):  # each silo's own ledger agrees with the server's about what left it
         own = (tmp_path / f"{name}.jsonl").read_text().count('"direction": "up"')
         assert own == helpers.ledger_lines(tmp_path / "deployed", silo=name, direction="up") > 0
+    said = deployment.flwr("run", app, "test", "--stream", "--run-config", f'compare="{tmp_path}/deployed"')
+    by_silos = silotune.open_run(tmp_path / "deployed").folder.path / "compare.json"
+    assert by_silos.exists(), said + deployment.logs()
+    told = {(cell["model"], cell["silo"]): cell["loss"] for cell in json.loads(by_silos.read_text())["matrix"]}
+    known = {(c.model, c.silo): c.loss for c in silotune.open_run(tmp_path / "inline").compare().matrix}
+    assert told == pytest.approx({place: known[place] for place in told}, rel=1e-6) and len(told) == 6
+    assert "gain of federated over alone" in said and "pooled" not in said

@@ -81,6 +81,12 @@ def evaluate(message: Message, context: Context) -> Message:
     return handle(message, context, "evaluate")
 
 
+@client_app.train("alone")
+def alone(message: Message, context: Context) -> Message:
+    """Train a model that stays with the silo, and score it on the silo's held-out rows."""
+    return handle(message, context, "alone")
+
+
 def make_server_app(serve: Callable[[Grid, Context], None]) -> ServerApp:
     """A ServerApp that runs `serve`."""
     app = ServerApp()

@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import re
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -25,13 +26,13 @@ from silotune.data.files import printable
 from silotune.data.silos import SiloConfig, find_silos
 from silotune.errors import InputError, SilotuneError
 from silotune.federation.local import cores, crew_of
-from silotune.model.adapter import AdapterState
+from silotune.model.adapter import AdapterState, initial_adapter
 from silotune.model.base import LOCAL, public_name
 from silotune.recipe import check_recipe, load_recipe
 from silotune.settings import HUB, Job
 from silotune.wire import manifest
 from silotune.wire.envelope import Envelope, Kind, Scalar, failure
-from silotune.wire.profile import Profile
+from silotune.wire.profile import Alone, Profile
 
 logger = logging.getLogger(__name__)
 
@@ -295,8 +296,31 @@ def _evaluate(request: Envelope, silo: SiloConfig) -> Envelope:
     return Envelope("up", "evaluate", fields)
 
 
+def _alone(request: Envelope, silo: SiloConfig) -> Envelope:
+    """Train as a federation of this silo would, plainly averaged: each round goes on where the last one ended."""
+    from silotune.data.seeds import derive
+    from silotune.training.evaluation import evaluate
+
+    began = time.monotonic()
+    work, rounds = prepare(request, silo), int(request.fields["rounds"])
+    if not 1 <= rounds <= work.job.training.rounds:
+        raise InputError(f"the server asks for {rounds} rounds alone; the run has {work.job.training.rounds}")
+    training = work.job.training.model_copy(update={"rounds": rounds})
+    work = replace(work, job=work.job.model_copy(update={"training": training}))
+    adapter: AdapterState = initial_adapter(work.tuner.spec, derive(work.job.seed, "adapter"))
+    steps = tokens = loss_tokens = 0
+    for round_ in range(1, rounds + 1):
+        totals, adapter = _trained(replace(work, round=round_), adapter)
+        steps, tokens, loss_tokens = steps + totals.steps, tokens + totals.tokens, loss_tokens + totals.loss_tokens
+    score = evaluate(work.tuner, work.ways, work.corpus.test, lambda: work.progress())
+    told = Alone(score.rows, score.tokens, score.loss, score.correct, steps, tokens, loss_tokens,
+                 time.monotonic() - began)  # fmt: skip
+    return Envelope("up", "alone", asdict(told))
+
+
 ANSWERS: Mapping[Kind, Callable[[Envelope, SiloConfig], Envelope]] = {
     "hello": _hello,
     "train": _train,
     "evaluate": _evaluate,
+    "alone": _alone,
 }

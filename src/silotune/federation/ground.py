@@ -19,6 +19,11 @@ from silotune.model.tuner import Tuner, tuner
 from silotune.settings import Recipe
 from silotune.wire.profile import Profile
 
+NEEDS = (
+    "a comparison needs all silos' text on this machine, as a simulation has it (in a deployment silos tell their own "
+    "rows: flwr run with compare=RUN)"
+)
+
 
 @dataclass(frozen=True)
 class Ground:
@@ -104,13 +109,12 @@ def open_ground(run: RunFolder) -> Ground:
     try:
         crew = local.muster(recipe)
     except (DataError, RecipeError) as error:
-        raise RunError(f"{run.path}: a comparison needs all silos' text on this machine, as a simulation has it, and "
-                       f"that cannot be had: {error}") from None  # fmt: skip
+        raise RunError(f"{run.path}: {NEEDS}, and that cannot be had: {error}") from None
     silos = {silo.files.name: replace(silo, seed=recipe.seed) for silo in crew.silos}
     if silos.keys() != profiles.keys():
         ours, theirs = (", ".join(sorted(map(printable, names))) for names in (silos, profiles))
-        raise RunError(f"{run.path}: the run was made by {theirs}, and the recipe's silos on this machine are {ours}. "
-                       "A comparison needs all silos' text on this machine, as a simulation has it.")  # fmt: skip
+        raise RunError(f"{run.path}: the run was made by {theirs}, and the recipe's silos on this machine are {ours}: "
+                       f"{NEEDS}.")  # fmt: skip
     fingerprint = next(iter(profiles.values())).fingerprint
     found = Ground(run, recipe, silos, fingerprint, Venue(len(silos), fixed=True))
     for name, profile in profiles.items():

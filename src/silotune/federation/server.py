@@ -6,6 +6,7 @@ All mathematics is the algorithm's; all transport is behind Flower's `Grid`.
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,15 @@ def federate(grid: Grid, recipe: Recipe, run: RunFolder, venue: Venue, spec: Ada
     """
     saved = checkpoint.latest(run)
     checkpoint.rewind(run, saved)
+    with opened(grid, recipe, run, venue, spec, saved) as federation:
+        return _run(federation, saved)
+
+
+@contextmanager
+def opened(
+    grid: Grid, recipe: Recipe, run: RunFolder, venue: Venue, spec: AdapterSpec, saved: Saved | None
+) -> Iterator[Federation]:
+    """A run's federation for as long as it is worked with; what comes too late until then is in the ledger."""
     profiles = dict(saved.profiles) if saved else {}
     # An update of the right size, and as much again: a wrong one is then refused for what it is.
     line = Line(grid, run, venue, most_bytes=8 * spec.size, in_turn=isinstance(grid, InlineGrid))
@@ -58,7 +68,7 @@ def federate(grid: Grid, recipe: Recipe, run: RunFolder, venue: Venue, spec: Ada
         base=next((profile.fingerprint for profile in profiles.values()), None),
     )  # fmt: skip
     try:
-        return _run(federation, saved)
+        yield federation
     finally:
         line.late.update(federation.hellos)
         enter_late(line)

@@ -22,8 +22,8 @@ from silotune.federation.events import Event, Watcher
 from silotune.federation.ground import Ground, open_ground
 from silotune.federation.measured import labels_of, measure
 from silotune.federation.run import RunFolder
-from silotune.report import comparison, gains
-from silotune.report.comparison import Budget, Comparison, Point, Trained
+from silotune.report import comparison, gains, page
+from silotune.report.comparison import SAME_BUDGET, TOKENS_BESIDE, Budget, Comparison, Point, Trained
 from silotune.report.gains import Column, Trial
 from silotune.report.statistics import crossover
 from silotune.training.scores import require_packages
@@ -63,7 +63,7 @@ def compare(run: RunFolder, wanted: Wanted, watch: Watcher = lambda _: None) -> 
     """Compare a finished run's model; what was computed before is not computed again.
 
     Args:
-        run: the run's folder; RUN/compare and RUN/compare.json are written.
+        run: the run's folder; RUN/compare, RUN/compare.json and the page are written.
         wanted: what to compare.
         watch: told of `model` (one is begun: its number of how many), `training` (a round of it is done), `scoring`.
 
@@ -91,6 +91,7 @@ def compare(run: RunFolder, wanted: Wanted, watch: Watcher = lambda _: None) -> 
             except Interrupted as error:
                 raise Interrupted(f"{error} Go on with the same command.") from error
         comparison.write(run, found)
+        page.write(run)
     return found
 
 
@@ -215,10 +216,8 @@ def _mean_steps(silos: Mapping[str, Spent]) -> int:
 def _budget(ground: Ground, models: Sequence[Model]) -> Budget:
     training = ground.recipe.training
     text = (
-        "Same start, batch, learning rate and schedule for all; the optimizer starts anew each round. Each silo alone "
-        "takes as many rounds, and so optimizer steps, as it took part in. Pooled takes as many optimizer steps as all "
-        "silos together took, so it sees as many rows as they all did. Beside each model stand the tokens that were "
-        "computed in its training."
+        f"{SAME_BUDGET} Pooled takes as many optimizer steps as all silos together took, so it sees as many rows as "
+        f"they all did. {TOKENS_BESIDE}"
     )
     trained = [Trained(model=one.name, seed=one.seed, train_rows=one.train_rows, **asdict(one.spent)) for one in models]
     return Budget(text=text, rounds=training.rounds, batch=training.batch * training.accumulation, models=trained)

@@ -14,6 +14,12 @@ from silotune.federation.run import RunFolder
 from silotune.report.statistics import Interval
 from silotune.training.scores import AnswerScores, LabelScores
 
+SAME_BUDGET = (
+    "Same start, batch, learning rate and schedule for all; the optimizer starts anew each round. Each silo alone "
+    "takes as many rounds, and so optimizer steps, as it took part in."
+)
+TOKENS_BESIDE = "Beside each model stand the tokens that were computed in its training."
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -95,8 +101,8 @@ class Gain(Part):
     silo: str
     own: Finite
     """On its own held-out rows, in nats a token."""
-    everybody: Finite
-    """On everybody's held-out rows, in nats a token."""
+    everybody: Finite | None = None
+    """On everybody's held-out rows, in nats a token; None where each silo computed its own row."""
     own_accuracy: Finite | None = None
     """The same of label accuracy (federated less alone)."""
     everybody_accuracy: Finite | None = None
@@ -106,7 +112,7 @@ class MeanGain(Part):
     """Mean over silos."""
 
     own: Finite
-    everybody: Finite
+    everybody: Finite | None = None
     own_accuracy: Finite | None = None
     everybody_accuracy: Finite | None = None
 
@@ -159,7 +165,7 @@ class Comparison(Part):
     mean_gain: MeanGain
     share_of_pooled_gain: Finite | None
     """(base - federated) / (base - pooled), of the mean loss on everybody's held-out rows, means over seeds; None
-    where pooled is no better than the base."""
+    where pooled is no better than the base, or there is no pooled model."""
     seeds: list[int]
     intervals: list[GainInterval]
     curve: list[Point] | None = None

@@ -129,7 +129,7 @@ def _accuracy_gain(trials: Sequence[Trial], silo: str, tested: Sequence[str]) ->
 
 
 def mean_gain(each: Sequence[Gain]) -> MeanGain:
-    """The mean over silos (of accuracies, over those that have labels)."""
+    """The mean over silos (over those that have the figure)."""
 
     def over(name: str) -> float | None:
         values = [value for gain in each if (value := getattr(gain, name)) is not None]
@@ -137,7 +137,7 @@ def mean_gain(each: Sequence[Gain]) -> MeanGain:
 
     return MeanGain(
         own=_mean([gain.own for gain in each]),
-        everybody=_mean([gain.everybody for gain in each]),
+        everybody=over("everybody"),
         own_accuracy=over("own_accuracy"),
         everybody_accuracy=over("everybody_accuracy"),
     )

@@ -77,10 +77,12 @@ def intervals(found: Comparison) -> Mapping[tuple[str | None, str], Interval]:
 
 
 def sides(found: Comparison) -> Mapping[str, Side]:
-    """The answers to the two questions, `own` and `everybody`."""
+    """The answers to the two questions, `own` and, where it is known, `everybody`."""
     known = intervals(found)
     answers = {}
     for key, mean in (("own", found.mean_gain.own), ("everybody", found.mean_gain.everybody)):
+        if mean is None:
+            continue
         gains = [(gain.silo, float(getattr(gain, key))) for gain in found.gains]
         worse = sorted(((silo, gain) for silo, gain in gains if gain <= 0), key=lambda item: item[1])
         answers[key] = Side(len(gains) - len(worse), len(gains), mean, known.get((None, key)), worse)

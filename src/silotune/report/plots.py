@@ -100,11 +100,13 @@ def fall_by_silo(figures: RunFigures) -> Plot | None:
 
 
 def gains(comparison: Comparison) -> Plot | None:
-    """Gain over training alone: on its own rows and on everybody's, in two panels."""
+    """Gain over training alone: on its own rows and, where it is known, on everybody's, a panel each."""
     if not comparison.gains:
         return None
-    panels = [("on its own test rows", {gain.silo: gain.own for gain in comparison.gains}),
-              ("on everybody's", {gain.silo: gain.everybody for gain in comparison.gains})]  # fmt: skip
+    panels = [("on its own test rows", {gain.silo: gain.own for gain in comparison.gains})]
+    everybody = {gain.silo: gain.everybody for gain in comparison.gains if gain.everybody is not None}
+    if everybody:
+        panels.append(("on everybody's", everybody))
     words = "Gain of the federated model over a silo's own, nats a token. " + " ".join(
         f"{title[0].upper()}{title[1:]}: {sum(value > 0 for value in values.values())} of {len(values)} silos are "
         f"better off, from {min(values.values()):+.3f} to {max(values.values()):+.3f}."

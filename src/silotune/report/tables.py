@@ -1,7 +1,7 @@
 """What `silotune compare` and `silotune evaluate` show in the terminal."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,6 +10,7 @@ from rich.table import Table
 from silotune.data.files import printable
 from silotune.report.comparison import Cell, Comparison, Everybody, Gain, MeanGain
 from silotune.report.later import Evaluation
+from silotune.report.matrix import intervals
 from silotune.report.statistics import Interval
 from silotune.training.scores import LabelScores
 
@@ -76,7 +77,7 @@ def _matrix(found: Comparison) -> Table:
     for trained in found.budget.models:
         tokens[trained.model].append(trained.tokens)
     for model in tokens:
-        numbers = [f"{_mean(losses[model, silo]):.3f}" for silo in (*silos, "")]
+        numbers = [f"{_mean(each):.3f}" if (each := losses[model, silo]) else "" for silo in (*silos, "")]
         table.add_row(_shown(model), *numbers, f"{_mean(tokens[model]):,.0f}")
     return table
 
@@ -107,17 +108,22 @@ def _gains(found: Comparison) -> Table:
     """Gain over alone with its intervals, a row a silo."""
     table = _table("gain of federated over alone, nats a token (above 0: federated is better)", "silo",
                    "own rows", "interval", "everybody's rows", "interval", "own accuracy", "everybody's")  # fmt: skip
-    how = {(one.silo, one.on): one.t or one.bootstrap for one in found.intervals}
+    how = intervals(found)
     for gain in found.gains:
-        _gain_row(table, gain.silo, gain, how[gain.silo, "own"], how[gain.silo, "everybody"])
-    _gain_row(table, None, found.mean_gain, how[None, "own"], how[None, "everybody"])
+        _gain_row(table, gain.silo, gain, how)
+    _gain_row(table, None, found.mean_gain, how)
     return table
 
 
-def _gain_row(table: Table, silo: str | None, gain: Gain | MeanGain, own: Interval, everybody: Interval) -> None:
-    accuracies = ("" if value is None else f"{value:+.3f}" for value in (gain.own_accuracy, gain.everybody_accuracy))
-    table.add_row("mean" if silo is None else _shown(silo), f"{gain.own:+.3f}", _interval(own),
-                  f"{gain.everybody:+.3f}", _interval(everybody), *accuracies)  # fmt: skip
+def _gain_row(
+    table: Table, silo: str | None, gain: Gain | MeanGain, how: Mapping[tuple[str | None, str], Interval]
+) -> None:
+    own, everybody, *accuracies = (
+        "" if value is None else f"{value:+.3f}"
+        for value in (gain.own, gain.everybody, gain.own_accuracy, gain.everybody_accuracy)
+    )
+    table.add_row("mean" if silo is None else _shown(silo), own, _interval(how.get((silo, "own"))),
+                  everybody, _interval(how.get((silo, "everybody"))), *accuracies)  # fmt: skip
 
 
 def _interval(interval: Interval | None) -> str:
@@ -134,7 +140,10 @@ def _curve(found: Comparison) -> Table:
 
 def _in_words(found: Comparison) -> list[str]:
     own, everybody = found.mean_gain.own, found.mean_gain.everybody
-    lines = [f"On its own rows a silo is {_better(own)} than alone, on everybody's {_better(everybody)}: means."]
+    also = "" if everybody is None else f", on everybody's {_better(everybody)}"
+    lines = [f"On its own rows a silo is {_better(own)} than alone{also}: means over silos."]
+    if "pooled" not in {row.model for row in found.everybody}:
+        return lines
     if found.share_of_pooled_gain is None:
         lines.append("Pooling all text gains nothing over the base here, so there is no share of that gain.")
     else:

@@ -57,9 +57,9 @@ class Clock:
             self.add(entry)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Take in one message; only used answers of silos to work count."""
-        seconds = (line.get("fields") or {}).get("seconds")
-        if line["direction"] == "up" and not line.get("late") and seconds is not None:
+        """Take in one message; only used answers of silos to a round's work count."""
+        seconds, asked = (line.get("fields") or {}).get("seconds"), line.get("kind") in ("train", "evaluate")
+        if line["direction"] == "up" and asked and not line.get("late") and seconds is not None:
             arrived = datetime.fromisoformat(line["time"]).timestamp()
             self.answers[line["round"]].append(Work(line["kind"], line["silo"], arrived, float(seconds)))
 

@@ -1,9 +1,10 @@
-"""The message schema: three kinds, each with its declared fields; nothing else is sent and nothing else accepted.
+"""The message schema: four kinds, each with its declared fields; nothing else is sent and nothing else accepted.
 
     kind       down (server to silo)     up (silo to server)
     hello      job                       who the silo is and how much it holds
     train      job, round, adapter       what training cost, update
     evaluate   job, round, adapter       sums over the held-out rows
+    alone      job, rounds               sums over the held-out rows of a model that no one else sees, what it cost
 
 A silo that cannot answer sends the one field `failure`.
 """
@@ -18,10 +19,10 @@ from numpy.typing import NDArray
 from silotune.data.files import printable
 from silotune.errors import AdmissionError
 from silotune.wire.manifest import Manifest
-from silotune.wire.profile import Profile
+from silotune.wire.profile import Alone, Profile
 
 Scalar = str | int | float
-Kind = Literal["hello", "train", "evaluate"]
+Kind = Literal["hello", "train", "evaluate", "alone"]
 Direction = Literal["down", "up"]
 
 SCHEMA = 1
@@ -34,6 +35,7 @@ DECLARED: Mapping[tuple[Direction, Kind], Mapping[str, type]] = {
     ("down", "hello"): {"job": str},
     ("down", "train"): {"job": str, "round": int},
     ("down", "evaluate"): {"job": str, "round": int},
+    ("down", "alone"): {"job": str, "rounds": int},
     ("up", "hello"): {each.name: cast(type, each.type) for each in fields(Profile)},
     ("up", "train"): {
         "steps": int,
@@ -44,6 +46,7 @@ DECLARED: Mapping[tuple[Direction, Kind], Mapping[str, type]] = {
         "seconds": float,
     },
     ("up", "evaluate"): {"rows": int, "tokens": int, "loss": float, "correct": int, "seconds": float},
+    ("up", "alone"): {each.name: cast(type, each.type) for each in fields(Alone)},
 }
 """Every field that may travel. What is not here does not leave a silo."""
 

@@ -1,4 +1,4 @@
-"""What a silo says of itself when it joins."""
+"""What a silo says of itself: when it joins, and of a model that it trained alone."""
 
 from dataclasses import dataclass
 
@@ -20,3 +20,24 @@ class Profile:
     text_bytes: int
     threads: int
     version: str
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A model that a silo trained on its own rows only, on its held-out rows: these fields travel, not the model."""
+
+    rows: int
+    """Held-out rows."""
+    tokens: int
+    """Of their answers."""
+    loss: float
+    """Sum over these tokens, in nats."""
+    correct: int
+    """Of these tokens, those that were the model's first choice."""
+    steps: int
+    """Of the optimizer."""
+    train_tokens: int
+    """That were computed in its training."""
+    train_loss_tokens: int
+    """Of these, those that carried loss."""
+    seconds: float

@@ -1,0 +1,106 @@
+"""A comparison out of figures that silos told, where their text is not here: each silo's own row, and no other.
+
+What the base and the shared model lose on a silo's rows is known from the run; what the silo's own model loses there
+the silo says itself (`federation.alone`). Nobody tests a silo's model on another's rows, and nobody pools the text.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from silotune.data.files import printable
+from silotune.errors import FederationError
+from silotune.federation.baselines import Spent, spent_by, total
+from silotune.federation.run import RunFolder
+from silotune.report import comparison, page
+from silotune.report.comparison import (
+    SAME_BUDGET,
+    TOKENS_BESIDE,
+    Budget,
+    Cell,
+    Comparison,
+    Everybody,
+    Gain,
+    MeanGain,
+    Trained,
+)
+from silotune.report.figures import SiloFigures, gather
+from silotune.settings import Recipe
+from silotune.wire.profile import Alone
+
+REMARK = (
+    "Each silo computed its own row, where its text lies, and sent figures: no silo's own model was tested on "
+    "another's rows, and none was trained on all text. Task scores are not among the figures."
+)
+
+
+def compare(run: RunFolder, told: Mapping[str, Alone], missing: Mapping[str, str]) -> Comparison:
+    """Compare a finished run's model with what each silo trained alone; RUN/compare.json and the page are written.
+
+    Args:
+        run: its folder.
+        told: what silos said of their own models, by name.
+        missing: the other silos, and why nothing is known of them.
+
+    Raises:
+        FederationError: no silo can be compared.
+    """
+    recipe, figures = run.recipe(), gather(run)
+    ends = {0, recipe.training.rounds}
+    silos = [silo for silo in figures.silos if silo.name in told and ends <= silo.losses.keys()]
+    unknown = dict.fromkeys(told.keys() - {silo.name for silo in silos}, "it did not score both the base and the end")
+    missing = dict(sorted({**missing, **unknown}.items()))
+    if not silos:
+        why = "; ".join(f"{printable(name)}: {reason}" for name, reason in missing.items())
+        raise FederationError(f"{run.path}: no silo can be compared ({why}).")
+    own = {silo.name: _cell(f"alone:{silo.name}", silo.name, recipe.seed, told[silo.name]) for silo in silos}
+    base = [_of_run("base", silo, 0, recipe.seed) for silo in silos]
+    federated = [_of_run("federated", silo, silo.last, recipe.seed) for silo in silos]
+    gains = [Gain(silo=cell.silo, own=own[cell.silo].loss - cell.loss) for cell in federated]
+    found = Comparison(
+        budget=_budget(run, recipe, figures.silos, {name: told[name] for name in own}),
+        matrix=[*base, *own.values(), *federated],
+        everybody=[_over(base), _over(federated)],
+        gains=gains,
+        mean_gain=MeanGain(own=sum(gain.own for gain in gains) / len(gains)),
+        share_of_pooled_gain=None,
+        seeds=[recipe.seed],
+        intervals=[],
+        remarks=[REMARK, *(f"{printable(name)} is not in it: {reason}." for name, reason in missing.items())],
+    )
+    comparison.write(run, found)
+    page.write(run)
+    return found
+
+
+def _cell(model: str, silo: str, seed: int, told: Alone) -> Cell:
+    return Cell(model=model, silo=silo, seed=seed, rows=told.rows, tokens=told.tokens, loss=told.loss / told.tokens,
+                token_accuracy=told.correct / told.tokens)  # fmt: skip
+
+
+def _of_run(model: str, silo: SiloFigures, round_: int, seed: int) -> Cell:
+    return Cell(model=model, silo=silo.name, seed=seed, rows=silo.test_rows, tokens=silo.tokens[round_],
+                loss=silo.losses[round_], token_accuracy=silo.accuracies[round_])  # fmt: skip
+
+
+def _over(cells: Sequence[Cell]) -> Everybody:
+    """A model on the rows of all silos that are compared, each token counting the same."""
+    tokens = sum(cell.tokens for cell in cells)
+    loss = sum(cell.loss * cell.tokens for cell in cells) / tokens
+    accuracy = sum(cell.token_accuracy * cell.tokens for cell in cells) / tokens
+    return Everybody(model=cells[0].model, seed=cells[0].seed, rows=sum(cell.rows for cell in cells), tokens=tokens,
+                     loss=loss, token_accuracy=accuracy)  # fmt: skip
+
+
+def _budget(run: RunFolder, recipe: Recipe, silos: Sequence[SiloFigures], told: Mapping[str, Alone]) -> Budget:
+    spent = spent_by(run.metrics())
+    rows = {silo.name: silo.train_rows for silo in silos}
+    own = [
+        (f"alone:{name}", rows[name], Spent(spent[name].rounds, one.steps, one.train_tokens, one.train_loss_tokens))
+        for name, one in told.items()
+    ]
+    models = [("base", 0, Spent(0, 0, 0, 0)), *own,
+              ("federated", sum(rows.values()), total(spent.values(), recipe.training.rounds))]  # fmt: skip
+    trained = [Trained(model=name, seed=recipe.seed, train_rows=held, **asdict(one)) for name, held, one in models]
+    training = recipe.training
+    text = f"{SAME_BUDGET} {TOKENS_BESIDE}"
+    return Budget(text=text, rounds=training.rounds, batch=training.batch * training.accumulation, models=trained)
