@@ -23,21 +23,11 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     count = len(values)
     if count < 2:
         return None
+    from scipy.stats import t
+
     mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
-    half = t_quantile((1 + LEVEL) / 2, count - 1) * deviation / math.sqrt(count)
+    half = float(t.ppf((1 + LEVEL) / 2, count - 1)) * deviation / math.sqrt(count)
     return mean - half, mean + half
-
-
-def t_quantile(probability: float, freedom: int) -> float:
-    """The value that Student's t with `freedom` degrees of freedom stays below with a probability of 0.5 to 1.
-
-    With t = sqrt(freedom) tan(x) its density becomes proportional to cos(x)^(freedom - 1) on (-pi/2, pi/2).
-    """
-    angles = np.linspace(0.0, math.pi / 2, 200_001)
-    density = np.cos(angles) ** (freedom - 1)
-    parts = (density[1:] + density[:-1]) / 2
-    share = np.concatenate([[0.0], np.cumsum(parts)]) / parts.sum()
-    return math.sqrt(freedom) * math.tan(float(np.interp(2 * probability - 1, share, angles)))
 
 
 def bootstrap(loss: Sequence[NDArray[np.float64]], tokens: Sequence[NDArray[np.int64]], seed: int) -> Interval:
