@@ -216,6 +216,7 @@ def test_the_curve_over_rows(run, tmp_path):
     assert [[one.rows for one in point.silos] for point in found.curve] == [[2, 2], [6, 6], [9, 6]]
     assert [point.fewer for point in found.curve] == [[], ["cedar"], ["birch", "cedar"]]
     assert len({point.own for point in found.curve}) == 3
+    assert len(list((run.path / "compare").glob("federated-*"))) == 3  # two points, and the run
     whole = found.curve[-1]  # every silo holds all that it has: the run itself
     assert whole.own == pytest.approx(found.mean_gain.own, rel=1e-9)
     assert whole.everybody == pytest.approx(found.mean_gain.everybody, rel=1e-9)

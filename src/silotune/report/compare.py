@@ -159,9 +159,10 @@ def _trial(work: _Work, seed: int, rows: int = 0, steps: int | None = None) -> T
     ground = work.ground
 
     def federation() -> Model:
-        if rows or seed != ground.recipe.seed:
-            return baselines.federated_again(ground, seed, rows, steps)
-        return baselines.federated(ground)
+        all_rows = not rows or all(ground.corpus(silo).train.rows <= rows for silo in ground.silos)
+        if all_rows and steps is None and seed == ground.recipe.seed:
+            return baselines.federated(ground)
+        return baselines.federated_again(ground, seed, rows, steps)
 
     federated = _column(work, "federated", seed, federation, rows)
     nothing = Spent(0, 0, 0, 0)
