@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import silotune
-from silotune.commands import serving
+from silotune.commands import answering
 from silotune.commands.options import AsJson, RunPath
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ def serve(
 ) -> None:
     """Serve a run's model to clients of OpenAI's API, as the models tuned and base, until it is stopped."""
     opened = silotune.open_run(run)
-    serving.require_extra("serve")
+    answering.require_extra("serve")
     from silotune.serving.app import build_app
 
-    with serving.listening(host, port) as listener:
-        url = f"{serving.address(host, listener)}/v1"
+    with answering.listening(host, port) as listener:
+        url = f"{answering.address(host, listener)}/v1"
 
         def tell() -> None:
             if as_json:
@@ -47,7 +47,7 @@ def serve(
             if not _loopback(host) and not os.environ.get(KEY):
                 typer.echo(f"silotune: whoever reaches {url} can ask the model. Set {KEY} to ask for a key.", err=True)
 
-        serving.answer(build_app(_service(opened, host, max_tokens)), listener, PATIENCE, tell)
+        answering.until_stopped(build_app(_service(opened, host, max_tokens)), listener, PATIENCE, tell)
 
 
 def _loopback(host: str) -> bool:

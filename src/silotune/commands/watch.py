@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import silotune
-from silotune.commands import serving
+from silotune.commands import answering
 from silotune.commands.options import AsJson, RunPath
 
 HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -30,16 +30,16 @@ def watch(
 
     folder = RunFolder(run.resolve())
     folder.recipe()  # one that cannot be read is told here
-    serving.require_extra("watch")
+    answering.require_extra("watch")
     if host not in HOSTS:
         raise silotune.InputError(
             f"--host {host}: this page has no password, so it is served on this machine only (127.0.0.1 or ::1). From "
             f"another one: ssh -L {port}:127.0.0.1:{port} THIS_MACHINE"
         )
-    with serving.listening(host, port) as listener, closing(Talker(folder)) as talker:
-        url = f"{serving.address(host, listener)}/"
+    with answering.listening(host, port) as listener, closing(Talker(folder)) as talker:
+        url = f"{answering.address(host, listener)}/"
 
         def tell() -> None:
             typer.echo(json.dumps({"event": "serving", "url": url}) if as_json else f"{url}  (Ctrl-C ends it)")
 
-        serving.answer(application(folder, listener.getsockname()[1], talker), listener, PATIENCE, tell)
+        answering.until_stopped(application(folder, listener.getsockname()[1], talker), listener, PATIENCE, tell)

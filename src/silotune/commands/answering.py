@@ -39,7 +39,7 @@ def address(host: str, listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
-def answer(app: Any, listener: socket.socket, patience: int, tell: Callable[[], None]) -> None:
+def until_stopped(app: Any, listener: socket.socket, patience: int, tell: Callable[[], None]) -> None:
     """Answer requests until Ctrl-C, which is the way to end a server and no error.
 
     Args:
