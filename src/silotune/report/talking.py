@@ -181,7 +181,7 @@ def _streams(run: RunFolder, turns: Turns, max_tokens: int) -> dict[str, Iterato
     if worked_on(run):
         torch.set_num_threads(1)
     speaking = voice.of(run, saved.state.adapter if saved else None)
-    streams = {}
+    streams: dict[str, Iterator[Piece]] = {}
     for name in MODELS:
         said = [Turn(role, text) for role, text in turns[name]]  # type: ignore[arg-type]
         try:
