@@ -1,6 +1,7 @@
 """The command line in this process: what it prints, and how it ends."""
 
 import json
+import signal
 import sys
 
 import pytest
@@ -141,6 +142,17 @@ def test_too_few_silos_exit_3(call, recipe_file, tmp_path, monkeypatch):
     monkeypatch.setattr(local, "train_round", fail)
     code, _, err = call("train", recipe_file, "--out", tmp_path / "run")
     assert code == 3 and "round 1: 0 of 3 updates could be used" in err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_ctrl_c_exits_130_whatever_command_it_stops(call, recipe_file, monkeypatch, as_json):
+    monkeypatch.setattr(silotune, "check", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    code, out, err = call("check", recipe_file, *(["--json"] if as_json else []))
+    assert code == 130 and "Traceback" not in err
+    if as_json:
+        assert json.loads(out) == {"event": "error", "message": "stopped.", "exit_code": 130}
+    else:
+        assert out == "" and err.endswith("silotune: stopped.\n")
 
 
 def test_a_defect_of_ours_exits_1(call, recipe_file, tmp_path, monkeypatch):

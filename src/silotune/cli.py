@@ -193,7 +193,8 @@ def main() -> None:
     """Run the command line: one message and an exit code for whatever goes wrong."""
     as_json = "--json" in sys.argv[1:]
     try:
-        app(standalone_mode=False)
+        if code := app(standalone_mode=False):  # a command returns nothing; typer makes a code of Ctrl-C
+            _end("stopped.", code, as_json)
     except click.exceptions.Abort:
         _end("stopped.", 130, as_json)
     except click.ClickException as error:

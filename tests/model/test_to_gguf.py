@@ -45,6 +45,10 @@ def louder(model, tokenizer):
     model.model.norm.weight.data.mul_(1.001)
 
 
+def speechless(model, tokenizer):
+    tokenizer.chat_template = None
+
+
 def test_the_same_model_is_kept(tiny_base, tmp_path, script, monkeypatch):
     read_as(monkeypatch, lambda *_: None)
     assert to_gguf.write_gguf(tiny_base, tmp_path / "m.gguf", script("open(file, 'w').write(merged)")) == 0
@@ -52,7 +56,12 @@ def test_the_same_model_is_kept(tiny_base, tmp_path, script, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"), [(louder, "the logits of the model that is read"), (lowercase, "makes other tokens")]
+    ("change", "says"),
+    [
+        (louder, "the logits of the model that is read"),
+        (lowercase, "makes other tokens"),
+        (speechless, "chat template"),
+    ],
 )
 def test_another_model_is_not(tiny_base, tmp_path, script, monkeypatch, change, says):
     read_as(monkeypatch, change)

@@ -26,6 +26,8 @@ ELSEWHERE = {
     "vllm serve": "another project's, which does not run here",
     "llama-server": "likewise",
     "lm_eval": "another project's; tried by hand",
+    "transformers serve": "another project's; tried by hand",
+    "pip install lm-eval": "likewise",
     "python benchmarks/": "benchmarks, run by hand; their results are committed",
     "python -m benchmarks.": "likewise",
 }
@@ -40,7 +42,9 @@ def commands() -> list[str]:
         for block in re.findall(r"^```(?:sh)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
             for line in block.replace("\\\n", " ").splitlines():
                 words = line.split("   #")[0].split("  #")[0].strip()
-                if re.match(r"(\.venv/|make |flwr |flower-|export |vllm |llama-|python |lm_eval |pip )", words):
+                if re.match(
+                    r"(\.venv/|make |flwr |flower-|export |vllm |llama-|transformers |python |lm_eval |pip )", words
+                ):
                     found[words] = None
     return list(found)
 

@@ -1,16 +1,13 @@
 """The site of `silotune watch`: what it answers, and whom it does not."""
 
 import json
-import socket
 
 import pytest
 from starlette.testclient import TestClient
 from tests.report.helpers import make_run
 
-from silotune.errors import InputError, RunError
-from silotune.report import website
 from silotune.report.talking import Busy
-from silotune.report.website import application, listen, own_names, serve
+from silotune.report.website import application, own_names
 
 
 class Talker:
@@ -160,22 +157,3 @@ def test_a_damaged_run_is_told_in_one_line(site, run):
     (run.path / "compare.json").write_text("{")
     answer = site.get("/")
     assert answer.status_code == 500 and answer.text.startswith("silotune: ") and "compare.json" in answer.text
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org", "127.0.0.1 ", ""])
-def test_only_this_machine(host):
-    with pytest.raises(InputError, match="ssh -L"):
-        listen(host, 0)
-
-
-def test_a_port_that_is_taken_is_told():
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        with pytest.raises(InputError, match="Choose another"):
-            listen("127.0.0.1", other.getsockname()[1])
-
-
-def test_a_folder_that_is_no_run_is_told(tmp_path):
-    with pytest.raises(RunError, match="not a run folder"):
-        serve(website.RunFolder(tmp_path), "127.0.0.1", 0, lambda url: None)

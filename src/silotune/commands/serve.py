@@ -1,16 +1,14 @@
 """`silotune serve`: a run's model over HTTP, in the form of OpenAI's API."""
 
-import importlib.util
 import ipaddress
 import json
 import os
-import socket
-from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import silotune
+from silotune.commands import answering
 from silotune.commands.options import AsJson, RunPath
 
 if TYPE_CHECKING:
@@ -35,44 +33,21 @@ def serve(
 ) -> None:
     """Serve a run's model to clients of OpenAI's API, as the models tuned and base, until it is stopped."""
     opened = silotune.open_run(run)
-    if not (importlib.util.find_spec("starlette") and importlib.util.find_spec("uvicorn")):
-        raise silotune.InputError('silotune serve needs the serve extra: pip install "silotune[serve]".')
-    import uvicorn
-
+    answering.require_extra("serve")
     from silotune.serving.app import build_app
 
-    with _listening(host, port) as listener:
-        app = build_app(_service(opened, host, max_tokens))
-        number = listener.getsockname()[1]
-        url = f"http://{f'[{host}]' if ':' in host else host}:{number}/v1"
-        if as_json:
-            typer.echo(json.dumps({"event": "serving", "url": url, "models": ["tuned", "base"]}))
-        else:
-            typer.echo(f"{url} serves the models tuned and base. Ctrl-C stops it.")
-        if not _loopback(host) and not os.environ.get(KEY):
-            typer.echo(
-                f"silotune: whoever reaches {host}:{number} can ask the model. Set {KEY} to ask for a key.", err=True
-            )
-        settings = uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=PATIENCE
-        )
-        with suppress(KeyboardInterrupt):  # the way in which a server ends
-            uvicorn.Server(settings).run(sockets=[listener])
+    with answering.listening(host, port) as listener:
+        url = f"{answering.address(host, listener)}/v1"
 
+        def tell() -> None:
+            if as_json:
+                typer.echo(json.dumps({"event": "serving", "url": url, "models": ["tuned", "base"]}))
+            else:
+                typer.echo(f"{url} serves the models tuned and base. Ctrl-C stops it.")
+            if not _loopback(host) and not os.environ.get(KEY):
+                typer.echo(f"silotune: whoever reaches {url} can ask the model. Set {KEY} to ask for a key.", err=True)
 
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there.
-
-    Raises:
-        InputError: it cannot be had.
-    """
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        raise silotune.InputError(
-            f"{host}:{port}: cannot listen there ({error.strerror}). Choose another --host or --port."
-        ) from None
+        answering.until_stopped(build_app(_service(opened, host, max_tokens)), listener, PATIENCE, tell)
 
 
 def _loopback(host: str) -> bool:

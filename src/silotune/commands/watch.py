@@ -1,11 +1,18 @@
 """`silotune watch RUN`."""
 
 import json
+from contextlib import closing
 from typing import Annotated
 
 import typer
 
+import silotune
+from silotune.commands import answering
 from silotune.commands.options import AsJson, RunPath
+
+HOSTS = ("127.0.0.1", "localhost", "::1")
+PATIENCE = 1
+"""Seconds that answers under way get when it is ended."""
 
 
 def watch(
@@ -18,9 +25,21 @@ def watch(
 ) -> None:
     """Show a run's page in a browser while it goes on, with a box to ask its model; Ctrl-C ends it."""
     from silotune.federation.run import RunFolder
-    from silotune.report.website import serve
+    from silotune.report.talking import Talker
+    from silotune.report.website import application
 
-    def ready(url: str) -> None:
-        typer.echo(json.dumps({"event": "serving", "url": url}) if as_json else f"{url}  (Ctrl-C ends it)")
+    folder = RunFolder(run.resolve())
+    folder.recipe()  # one that cannot be read is told here
+    answering.require_extra("watch")
+    if host not in HOSTS:
+        raise silotune.InputError(
+            f"--host {host}: this page has no password, so it is served on this machine only (127.0.0.1 or ::1). From "
+            f"another one: ssh -L {port}:127.0.0.1:{port} THIS_MACHINE"
+        )
+    with answering.listening(host, port) as listener, closing(Talker(folder)) as talker:
+        url = f"{answering.address(host, listener)}/"
 
-    serve(RunFolder(run.resolve()), host, port, ready)
+        def tell() -> None:
+            typer.echo(json.dumps({"event": "serving", "url": url}) if as_json else f"{url}  (Ctrl-C ends it)")
+
+        answering.until_stopped(application(folder, listener.getsockname()[1], talker), listener, PATIENCE, tell)

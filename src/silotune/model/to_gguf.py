@@ -111,3 +111,5 @@ def _require_same_tokens(merged: Path, again: Path) -> None:
     one, other = (base.load_tokenizer(str(folder)) for folder in (merged, again))
     if any(one(text)["input_ids"] != other(text)["input_ids"] for text in TEXTS):
         raise ModelError("the tokenizer that is read from the GGUF file makes other tokens. It is not kept.")
+    if (one.chat_template, one.eos_token_id) != (other.chat_template, other.eos_token_id):
+        raise ModelError("the GGUF file has another chat template or ends a turn otherwise. It is not kept.")

@@ -14,9 +14,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from silotune.errors import InputError, RunError, SilotuneError
+from silotune.errors import InputError, LengthError, RunError, SilotuneError
 from silotune.federation import checkpoint
 from silotune.federation.run import RunFolder, worked_on
+from silotune.model.generation import Piece, Sampling
 
 MODELS = ("base", "tuned")
 Turns = Mapping[str, Sequence[tuple[str, str]]]
@@ -164,38 +165,27 @@ def _answer(line: Connection, run: RunFolder, turns: Turns, max_tokens: int) -> 
             piece = next(stream, None)
             if piece is None:
                 del streams[name]
-            else:
-                line.send_bytes(json.dumps({"model": name, "text": piece}).encode())
+            elif piece.text:
+                line.send_bytes(json.dumps({"model": name, "text": piece.text}).encode())
 
 
-def _streams(run: RunFolder, turns: Turns, max_tokens: int) -> dict[str, Iterator[str]]:
+def _streams(run: RunFolder, turns: Turns, max_tokens: int) -> dict[str, Iterator[Piece]]:
     import torch
 
     from silotune.data.rows import Turn
-    from silotune.data.tokens import encode_prompt
-    from silotune.model import generation, lora
-    from silotune.model.adapter import AdapterSpec
-    from silotune.model.base import place
-    from silotune.model.generation import Sampling
-    from silotune.model.tuner import tuner
+    from silotune.report import voice
 
-    recipe = run.recipe()
     saved = None if run.finished() else checkpoint.latest(run)
     if not run.finished() and (saved is None or not saved.state.round):
         raise RunError("no round is saved yet, so there is no tuned model to ask.")
     if worked_on(run):
         torch.set_num_threads(1)
-    resident = tuner(recipe.model.base, recipe.lora, place(recipe.model.device, recipe.model.dtype))
-    adapter = saved.state.adapter if saved else lora.load(run.adapter)
-    if AdapterSpec.of(adapter) != resident.spec:
-        raise RunError("the adapter does not fit the base model and the settings of the run.")
-    longest = getattr(resident.model.config, "max_position_embeddings", None)
-    streams = {}
+    speaking = voice.of(run, saved.state.adapter if saved else None)
+    streams: dict[str, Iterator[Piece]] = {}
     for name in MODELS:
-        prompt = encode_prompt(resident.tokenizer, [Turn(role, text) for role, text in turns[name]])  # type: ignore[arg-type]
-        if longest and len(prompt) + max_tokens > longest:
-            raise InputError(f"the conversation has {len(prompt)} tokens, more than the model can hold: start again.")
-        streams[name] = generation.stream(
-            resident.model, resident.tokenizer, prompt, Sampling(max_tokens), name == "base", adapter
-        )
+        said = [Turn(role, text) for role, text in turns[name]]  # type: ignore[arg-type]
+        try:
+            streams[name] = speaking.reply(said, Sampling(max_tokens), base=name == "base").pieces
+        except LengthError:
+            raise InputError("the conversation has more tokens than the model reads: start again.") from None
     return streams

@@ -26,9 +26,6 @@ from silotune.federation.run import RunFolder
 from silotune.recipe import dump_recipe, without_folders
 from silotune.settings import Recipe
 
-PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
-"""The package that each tracker needs, and the extra of silotune of the same name."""
-
 
 class Tracker(Protocol):
     """One open tracker."""
@@ -55,9 +52,9 @@ def require(recipe: Recipe) -> None:
         RecipeError: naming it and the command that installs it.
     """
     for name in wanted(recipe):
-        if importlib.util.find_spec(PACKAGES[name]) is None:
+        if importlib.util.find_spec(name) is None:
             raise RecipeError(
-                f'trackers.{name}: the package {PACKAGES[name]} is not installed: pip install "silotune[{name}]", or '
+                f'trackers.{name}: the package {name} is not installed: pip install "silotune[{name}]", or '
                 f"--set trackers.{name}=false"
             )
 

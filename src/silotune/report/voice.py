@@ -62,8 +62,8 @@ class Voice:
         return encode_prompt(self.tuner.tokenizer, said)
 
 
-def of(folder: RunFolder) -> Voice:
-    """The model of a run.
+def of(folder: RunFolder, adapter: AdapterState | None = None) -> Voice:
+    """The model of a run, with its adapter or with one of an earlier round.
 
     Raises:
         ModelError: base or adapter cannot be had.
@@ -71,7 +71,7 @@ def of(folder: RunFolder) -> Voice:
     """
     recipe = folder.recipe()
     resident = tuner(recipe.model.base, recipe.lora, place(recipe.model.device, recipe.model.dtype))
-    adapter = lora.load(folder.adapter)
+    adapter = lora.load(folder.adapter) if adapter is None else adapter
     if AdapterSpec.of(adapter) != resident.spec:
-        raise RunError(f"{folder.adapter}: the adapter does not fit the base model and the settings of the run.")
+        raise RunError(f"{folder.path}: the adapter does not fit the base model and the settings of the run.")
     return Voice(resident, adapter)

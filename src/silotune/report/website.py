@@ -4,16 +4,13 @@ Read-only. A request is answered only if its Host is this server's own name, so 
 here (DNS rebinding); nothing in a request is used as a path; no other origin may read an answer or ask a question.
 """
 
-import ipaddress
 import json
-import socket
-from collections.abc import Callable
 from importlib import resources
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from silotune.errors import InputError, SilotuneError
+from silotune.errors import SilotuneError
 from silotune.federation.run import RunFolder
 from silotune.report.following import Following
 from silotune.report.talking import MODELS, Answers, Busy, Talker, speaker
@@ -162,68 +159,3 @@ def guarded(app: "ASGIApp", hosts: frozenset[str]) -> "ASGIApp":
             await app(scope, receive, with_headers)
 
     return guard
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket on a loopback address.
-
-    Raises:
-        InputError: the address is not one of this machine's own, or the port is taken.
-    """
-    address = "127.0.0.1" if host == "localhost" else host
-    try:
-        loopback = ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise InputError(
-            f"--host {host}: this page has no password, so it is served on this machine only (127.0.0.1 or ::1). From "
-            f"another one: ssh -L {port}:127.0.0.1:{port} THIS_MACHINE"
-        )
-    made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((address, port))
-    except OSError as error:
-        made.close()
-        raise InputError(f"--port {port}: cannot be used on {address} ({error.strerror}). Choose another.") from None
-    return made
-
-
-def serve(run: RunFolder, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve the page of a run until Ctrl-C.
-
-    Args:
-        run: its folder; read, never written.
-        host: a loopback address.
-        port: 0 takes a free one.
-        ready: called with the URL when requests are answered.
-
-    Raises:
-        RunError: this is no run folder.
-        InputError: the address cannot be used, or the extra `serve` is not installed.
-    """
-    run.recipe()
-    try:
-        import starlette  # noqa: F401
-        import uvicorn
-    except ImportError as error:
-        raise InputError(f'{error.name} is not installed: pip install "silotune[serve]"') from None
-    made = listen(host, port)
-    port = made.getsockname()[1]
-    talker = Talker(run)
-    config = uvicorn.Config(
-        application(run, port, talker), log_level="warning", access_log=False, lifespan="off", server_header=False,
-        timeout_graceful_shutdown=1,
-    )  # fmt: skip
-    server = uvicorn.Server(config)
-    try:
-        with made:
-            made.listen()
-            shown = f"[{made.getsockname()[0]}]" if made.family == socket.AF_INET6 else made.getsockname()[0]
-            ready(f"http://{shown}:{port}/")
-            server.run(sockets=[made])
-    except KeyboardInterrupt:
-        pass  # the way to end it
-    finally:
-        talker.close()
