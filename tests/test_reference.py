@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+import silotune
+import silotune.errors
 from silotune.recipe import check_recipe
 from silotune.reference import commented_recipe, reference
 from silotune.settings import DataSettings, PoolSettings, Recipe, SiloSource
@@ -47,3 +49,15 @@ def test_the_commented_defaults_are_what_a_recipe_takes():
         line.removeprefix("# ") if re.match(r"# [a-z_]+ = .", line) else line for line in text.splitlines()
     )
     assert check_recipe(tomllib.loads(given), "defaults") == Recipe()
+
+
+def test_every_public_name_is_in_the_python_reference():
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    errors = {
+        name
+        for name in silotune.__all__
+        if isinstance(getattr(silotune, name), type) and issubclass(getattr(silotune, name), Exception)
+    }
+    assert "::: silotune.errors" in page and errors <= set(dir(silotune.errors))
+    for name in set(silotune.__all__) - errors:
+        assert f"silotune.{name}" in page, name

@@ -119,12 +119,12 @@ def _takes(described: Mapping[str, Any]) -> str:
     if several:
         return ", or ".join(dict.fromkeys(_takes(one) for one in several if one.get("type") != "null"))
     if "$ref" in described:
-        return f"tables `{described['$ref'].rpartition('/')[2]}`"
+        return "tables"
     if "enum" in described or "const" in described:
         return ", ".join(f'`"{value}"`' for value in described.get("enum", [described.get("const")]))
     kind = str(described.get("type"))
     if kind == "array":
-        return f"a list of {_takes(described['items'])}"
+        return f"a list of {_takes(described['items'])}".replace("number", "numbers")
     if kind == "object":
         return "a table of names"
     plain = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}[kind]

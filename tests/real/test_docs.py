@@ -1,14 +1,24 @@
-"""Every command in the README and in docs/ is run here as it stands, or is said to be run elsewhere, and where."""
+"""Every command in the README and in docs/ is run here as it stands, or is said to be run elsewhere, and where.
+
+A block of code without a language holds commands and nothing else; what is no command is a block of `text`, `toml` or
+`python`. So no line is passed over in silence.
+"""
 
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from pathlib import Path
 
 import pytest
+import typer
+
+from silotune.cli import app
+from silotune.model import embedded
+from silotune.recipe import check_recipe
 
 pytestmark = pytest.mark.real
 ROOT = Path(__file__).parents[2]
@@ -30,23 +40,35 @@ ELSEWHERE = {
     "pip install lm-eval": "likewise",
     "python benchmarks/": "benchmarks, run by hand; their results are committed",
     "python -m benchmarks.": "likewise",
+    "tensorboard": "another project's, which would not end; test_trackers.py reads its files",
 }
 """Commands by their beginnings, and where they are run, or why not at all."""
 SERVERS = ("serve", "watch")
 
 
+def blocks(language: str) -> list[str]:
+    """The blocks of code in one language, in order."""
+    found = [
+        block
+        for page in PAGES
+        for named, block in re.findall(r"^```([^\n]*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+        if named == language
+    ]
+    assert found
+    return found
+
+
 def commands() -> list[str]:
-    """The commands in blocks of code, in order, each once; lines that end with a backslash go on."""
-    found: dict[str, None] = {}
-    for page in PAGES:
-        for block in re.findall(r"^```(?:sh)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = line.split("   #")[0].split("  #")[0].strip()
-                if re.match(
-                    r"(\.venv/|make |flwr |flower-|export |vllm |llama-|transformers |python |lm_eval |pip )", words
-                ):
-                    found[words] = None
-    return list(found)
+    """The commands, in order, each once; lines that end with a backslash go on."""
+    lines = (line for block in blocks("") for line in block.replace("\\\n", " ").splitlines())
+    words = (re.split(r"(?:^|\s+)# ", line)[0].strip() for line in lines)
+    return list(dict.fromkeys(filter(None, words)))
+
+
+def told_in_sentences() -> list[str]:
+    """What stands in running text as code."""
+    pages = (re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S) for page in PAGES)
+    return [code for page in pages for code in re.findall(r"`([^`\n]+)`", page)]
 
 
 def runs_here(command: str) -> bool:
@@ -61,6 +83,37 @@ def test_every_command_is_run_here_or_named():
     for start in ELSEWHERE:
         text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
         assert start in text, f"{start}: no longer in the docs"
+
+
+def test_there_are_no_blocks_of_an_unknown_kind():
+    for page in PAGES:
+        fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.M)
+        assert set(fences[::2]) <= {"", "text", "toml", "python"} and set(fences[1::2]) <= {""}, page
+
+
+def test_commands_and_options_in_sentences_exist():
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    options = {name: {opt for param in command.params for opt in param.opts} for name, command in known.items()}
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    for code in told_in_sentences():
+        first, *words = code.split()
+        if first == "silotune":
+            assert words[0] in known and {word for word in words if word.startswith("--")} <= options[words[0]], code
+        elif first in options and len(words) and words[0].startswith("--"):
+            assert words[0] in options[first], code
+        elif first.startswith("--"):
+            assert any(first in one for one in options.values()), code
+        elif first == "make":
+            assert words[0] in targets, code
+        elif code.startswith("python -m "):
+            assert (ROOT / f"{words[1].replace('.', '/')}.py").exists(), code
+        elif code.startswith("python "):
+            assert (ROOT / words[0]).exists(), code
+
+
+def test_examples_of_recipes_are_recipes():
+    for block in blocks("toml"):
+        check_recipe(tomllib.loads(block), "docs")
 
 
 def test_the_commands_work_in_the_order_of_a_reader(tmp_path):
@@ -85,6 +138,15 @@ def test_the_commands_work_in_the_order_of_a_reader(tmp_path):
             later = next((tmp_path / "first" / "silos").rglob("train.jsonl"))
             (tmp_path / "later.jsonl").write_text("".join(later.read_text(encoding="utf-8").splitlines(True)[:3]))
     assert (tmp_path / "runs" / "first" / "compare.json").exists()
+    for block in blocks("python"):
+        if "OpenAI(" not in block:  # that one is run beside `serve`
+            run_python(block.replace("PATH_OR_ID_OF_THE_BASE", str(embedded.embedded())), tmp_path)
+
+
+def run_python(code: str, folder: Path) -> None:
+    """Run an example as a script of its own."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, f"{code}\n{done.stderr}"
 
 
 def program(words: list[str]) -> list[str]:
@@ -102,6 +164,9 @@ def serve_for_a_moment(words: list[str], folder: Path) -> None:
         answered = told is not None and answers(
             told.group().removesuffix("/v1") + ("/v1/models" * ("/v1" in told.group()))
         )
+        if answered and words[0] == "serve":
+            (example,) = (block for block in blocks("python") if "OpenAI(" in block)
+            run_python(re.sub(r"http://127\.0\.0\.1:8000/v1", told.group(), example), folder)
         server.send_signal(signal.SIGINT)
         _, errors = server.communicate(timeout=60)
     assert answered, errors

@@ -71,11 +71,9 @@ def test_headings_come_in_the_order_in_which_people_ask(run):
 def test_the_answer_has_the_figures_of_the_metrics(run):
     """Losses 3 and 4 of the base, 1 and 1.5 after round 2; 4 of 10 and 5 of 10 tokens right; 200 + 100 + 2 x 500 bytes up."""
     _, parsed = read(run)
-    assert (
-        "the loss went from 3.500 to 1.250 nats a token (perplexity 33.1 to 3.5, token accuracy 40.0 % to 50.0 %)"
-        in parsed.text
-    )
-    assert "it fell for 2 of 2 silos; each silo sent at most 1.3 kB, beside a base model of 5.0 MB" in parsed.text
+    assert "the loss went from 3.500 to 1.250 nats a token, and it fell for 2 of 2 silos." in parsed.text
+    assert "perplexity, base to tuned 33.1 → 3.5 held-out token accuracy 40.0 % → 50.0 %" in parsed.text
+    assert "left a silo at most (the base model: 5.0 MB) 1.3 kB" in parsed.text
     assert "silotune compare RUN" in parsed.text and "Not measured for this run." in parsed.text
 
 
@@ -120,23 +118,55 @@ def test_two_questions_two_numbers(run):
     found = comparison(["silo0", "silo1"], [0.1, -0.2], [0.3, 0.2], curve=[point(20, 0.2, 0.4), point(400, -0.1, 0.1)], crossover=133.0, remarks=["Odd <thing>."])  # fmt: skip
     add_comparison(run, found)
     text, parsed = read(run)
-    assert ("On its own test rows, the shared model is better than the one a silo trains alone for 1 of 2 silos (mean gain "
-            "-0.050 nats a token, 95 % interval -0.500 to +0.500); on everybody's test rows for 2 of 2 (mean gain +0.250") in parsed.text.replace("  ", " ").replace(" ,", ",")  # fmt: skip
+    assert ("On its own held-out rows, the shared model is better than the one a silo trains alone for 1 of 2 silos (mean gain "
+            "-0.050 nats a token, 95 % interval -0.500 to +0.500); on everybody's held-out rows for 2 of 2 (mean gain +0.250") in parsed.text.replace("  ", " ").replace(" ,", ",")  # fmt: skip
     assert "it reached 75 % of the gain of a model trained on all the text in one place" in parsed.text
     assert cells(text, 'id="d-gain"')[1:] == [
         ["silo0", "+0.100", "-0.500 to +0.500", "+0.300", "-0.500 to +0.500"],
         ["silo1", "-0.200", "-0.500 to +0.500", "+0.200", "-0.500 to +0.500"],
         ["mean over silos", "-0.050", "-0.500 to +0.500", "+0.250", "-0.500 to +0.500"],
     ]  # fmt: skip
-    assert "Not better off on their own test rows: silo1 (-0.200)" in parsed.text
+    assert "Not better off on their own held-out rows: silo1 (-0.200)" in parsed.text
     assert "Not better off on everybody's" not in parsed.text
-    assert "training.rounds" in parsed.text and "server momentum" in parsed.text and "private adapter" in parsed.text
+    assert "training.rounds" in parsed.text and "federation.server_rate" in parsed.text
+    assert "Server momentum and a private adapter" in parsed.text and "has neither yet" in parsed.text
     assert "at about 133 rows a silo" in parsed.text and "Odd &lt;thing&gt;." in text
     rows = cells(text, "Every model on every silo's rows")
     assert rows[0] == ["rows of", "base", "federated", "pooled", "silo0 alone", "silo1 alone"]
     assert rows[1] == ["silo0", "3.000 50.0 %", "1.500 50.0 %", "1.000 50.0 %", "1.600 50.0 %", "1.700 50.0 %"]
     assert rows[3][0] == "everybody"
     assert "silotune compare RUN" not in parsed.text
+
+
+def test_accuracies_of_labels_stand_beside_the_losses_of_the_same_rows(run):
+    found = comparison(["silo0", "silo1"], [0.1, -0.2], [0.3, 0.2])
+    for gain in (*found["gains"], found["mean_gain"]):
+        gain |= {"own_accuracy": 0.125, "everybody_accuracy": -0.05}
+    add_comparison(run, found)
+    text, parsed = read(run)
+    assert "the mean gain is +12.5 percentage points on own rows, and -5.0 on everybody's" in parsed.text
+    assert [row[-2:] for row in cells(text, 'id="d-gain"')] == [["accuracy, own", "accuracy, everybody's"], *[["+12.5", "-5.0"]] * 3]  # fmt: skip
+
+
+def test_what_went_into_each_model_is_told(run):
+    found = comparison(["silo0", "silo1"], [0.1, 0.2], [0.3, 0.2])
+    found["budget"]["models"] = [{"model": "alone:silo0", "seed": 0, "train_rows": 40, "rounds": 2, "steps": 4, "tokens": 12_345, "loss_tokens": 678}]  # fmt: skip
+    add_comparison(run, found)
+    text, _ = read(run)
+    assert cells(text, 'id="d-budget"')[1:] == [["silo0 alone", "40", "4", "12,345", "678"]]
+
+
+def test_several_seeds_have_intervals_at_every_point_of_the_curve(run):
+    at = {**point(20, 0.2, 0.4), "own_t": [0.1, 0.3], "everybody_t": [0.2, 0.6], "fewer": ["silo1"]}
+    add_comparison(run, comparison(["silo0", "silo1"], [0.1, 0.2], [0.3, 0.2], curve=[at], seeds=[0, 1]))
+    text, _ = read(run)
+    assert cells(text, 'id="d-curve"')[1:] == [["20", "+0.200", "+0.100 to +0.300", "+0.400", "+0.200 to +0.600", "1"]]
+
+
+def test_a_perplexity_out_of_all_bounds_stays_short(tmp_path):
+    """The mean loss of the base is 3 + 99 / 2, and exp(52.5) has 23 digits."""
+    _, parsed = read(make_run(tmp_path / "run", silos=100))
+    assert "perplexity, base to tuned 6e+22 →" in parsed.text
 
 
 def test_where_all_are_better_off_nothing_is_advised(run):
@@ -215,7 +245,7 @@ def test_samples_only_where_the_recipe_allows_them(tmp_path):
     _, parsed = read(run)
     assert "<i>q1</i>" in parsed.text and "<i>q2</i>" in parsed.text and "(no answer)" in parsed.text
     assert (
-        "The first 2 rows of every silo's test, in the order of its file, none left out or picked by hand"
+        "The first 2 rows of every silo's test, in the order of its file, not picked by hand; the likeliest"
         in parsed.text
     )
 
@@ -270,8 +300,13 @@ def test_privacy_says_what_was_off_and_what_was_shown(tmp_path):
     rows = {row[0]: row[1:] for row in cells(text, 'id="privacy"')[1:]}
     assert rows["Differential privacy"][0] == "off" and rows["Secure aggregation"][0] == "off"
     assert rows["Text stays with its silo"][0] == "on" and rows["No text in this page"][0] == "on"
-    text, _ = read(make_run(tmp_path / "shown", report={"samples": 1}))
-    assert {row[0]: row[1] for row in cells(text, 'id="privacy"')[1:]}["No text in this page"] == "off"
+    run = make_run(tmp_path / "shown", report={"samples": 1})
+    for here in ("on", "off"):  # allowed, but not there; then there
+        text, _ = read(run)
+        assert {row[0]: row[1] for row in cells(text, 'id="privacy"')[1:]}["No text in this page"] == here
+        (run.path / "samples.json").write_text(
+            '[{"silo": "s", "question": "q", "reference": "r", "base": "b", "tuned": "t"}]'
+        )
 
 
 def test_no_path_and_no_password_of_this_machine(tmp_path):

@@ -1,11 +1,13 @@
 """Answers of runs: each with its own adapter, also side by side."""
 
+import json
 from itertools import chain, zip_longest
 
 import pytest
 
 import silotune
 from silotune.errors import ModelError, RunError
+from silotune.report import samples
 
 SAMPLING = silotune.Sampling(max_tokens=12)
 
@@ -40,3 +42,18 @@ def test_an_adapter_that_was_cut_off_or_is_another_ones_is_told(runs, make_recip
     file.unlink()
     with pytest.raises(ModelError, match="cannot be read"):
         runs[0].answer("Where is the key?")
+
+
+def test_rows_that_leaked_into_training_text_are_no_samples_where_they_are_dropped(make_recipe, silos, tmp_path):
+    """The first row of a silo's test is also one that it trains on."""
+    leaked = (silos / "ash" / "train.jsonl").read_text().splitlines(True)[4]
+    tests = (silos / "ash" / "test.jsonl").read_text()
+    (silos / "ash" / "test.jsonl").write_text(leaked + tests)
+    shown = {}
+    for drop in (False, True):
+        run = silotune.train(make_recipe(data={"drop_leaks": drop}, report={"samples": 1}), out=tmp_path / f"run{drop}")
+        shown[drop] = [found["question"] for found in samples.read(run.folder) if found["silo"] == "ash"]
+        assert ("are passed over" in run.folder.report_file.read_text()) is drop
+    assert shown == {
+        drop: [json.loads(text.splitlines()[0])["instruction"]] for drop, text in ((False, leaked), (True, tests))
+    }

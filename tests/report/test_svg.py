@@ -70,6 +70,16 @@ def test_the_same_figures_give_the_same_drawing(figures):
     assert plots.bytes_by_silo(figures) == plots.bytes_by_silo(figures)
 
 
+def test_names_on_an_axis_do_not_run_together():
+    assert plots._apart([20, 50, 90, 100, 380, 400], 5) == [20, 50, 100, 400]
+    assert plots._apart([20], 5) == [20]
+
+
+def test_rounds_are_whole_numbers_even_where_there_is_one(tmp_path):
+    svg = plots.loss_by_round(gather(make_run(tmp_path / "run", done=0))).wide
+    assert not re.search(r">\s*-?0\.0", svg)
+
+
 def test_sizes():
     assert WIDE.width > NARROW.width and NARROW.narrow
 

@@ -1,6 +1,7 @@
 """A silo's own text: found, read, split and tokenised once for a content."""
 
 import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -233,7 +234,9 @@ def _count(sources: Sequence[str], reading: Reading) -> int:
     return int((kept("counts", sources, reading, (), build) / "rows").read_text()) if sources else 0
 
 
-def first_test_rows(files: SiloFiles, reading: Reading, chosen: Chosen, count: int) -> Sequence[Row]:
-    """The first rows of a silo's test."""
-    rows = silo_rows(files, reading, chosen, "test")
-    return [row for _, (_, row) in zip(range(count), rows, strict=False)]
+def first_test_rows(
+    files: SiloFiles, reading: Reading, chosen: Chosen, count: int, left_out: frozenset[int] = frozenset()
+) -> Sequence[Row]:
+    """The first rows of a silo's test, without those that are left out of it."""
+    rows = (row for number, row in silo_rows(files, reading, chosen, "test") if number not in left_out)
+    return list(itertools.islice(rows, count))

@@ -42,6 +42,7 @@ def content(run: RunFolder, books: Books | None = None) -> dict[str, Any]:
         books: what its ledger adds up to, where it has been read already.
     """
     recipe, figures, comparison = run.recipe(), gather(run, books), compared.read(run)
+    shown = samples.read(run)
     rounds = [int(line["round"]) for line in figures.rounds]
     matrix = matrix_of(comparison) if comparison else None
     return {
@@ -55,9 +56,9 @@ def content(run: RunFolder, books: Books | None = None) -> dict[str, Any]:
         "models": _columns(matrix) if matrix else [],
         "sides": sides(comparison) if comparison else {},
         "intervals": intervals(comparison) if comparison else {},
-        "samples": samples.read(run),
+        "samples": shown,
         "sample_tokens": samples.SAMPLE_TOKENS,
-        "privacy": privacy.measures(recipe),
+        "privacy": privacy.measures(shown=bool(shown)),
         "digests": digests(run) if figures.finished else {},
         "limit": ROWS,
         "rounds": spread(sorted(figures.means)),

@@ -16,7 +16,7 @@ LINES = 40
 POINTS = 600
 """Marks of one plot that say something when pointed at."""
 BARS = 60
-"""Rounds that have a bar of their own; more are drawn as an area."""
+"""Rounds that have a bar or a dot of their own; more are drawn as an area or a plain line."""
 
 
 def loss_by_round(figures: RunFigures) -> Plot | None:
@@ -36,7 +36,8 @@ def loss_by_round(figures: RunFigures) -> Plot | None:
             _say_losses(drawing, scored)
         rounds = sorted(figures.means)
         losses = [figures.means[round_]["loss"] for round_ in rounds]
-        axes.plot(rounds, losses, linewidth=2.4, marker="o", markersize=4, color=INK, label="all held-out rows")
+        axes.plot(rounds, losses, linewidth=2.4, marker=_marker(rounds), markersize=4, color=INK,
+                  label="all held-out rows")  # fmt: skip
         for round_, loss in list(zip(rounds, losses, strict=True))[:POINTS]:
             drawing.point(axes, round_, loss, f"all held-out rows, round {round_}: {loss:.3f}")
         axes.set(xlabel="round (0 is the base model)", ylabel="held-out loss, nats a token")
@@ -61,7 +62,7 @@ def _line(axes: Any, silo: SiloFigures, index: int, named: bool) -> None:
     rounds = sorted(silo.losses)
     look = {"color": COLOURS[index % len(COLOURS)], "linestyle": ("-", "--")[index // len(COLOURS) % 2],
             "label": label(silo.name)} if named else {"color": SOFT, "alpha": 0.6}  # fmt: skip
-    axes.plot(rounds, [silo.losses[r] for r in rounds], marker="o", markersize=2.5, linewidth=1.1, **look)
+    axes.plot(rounds, [silo.losses[r] for r in rounds], marker=_marker(rounds), markersize=2.5, linewidth=1.1, **look)
 
 
 def _spread(axes: Any, silos: Sequence[SiloFigures]) -> None:
@@ -103,7 +104,7 @@ def gains(comparison: Comparison) -> Plot | None:
     """Gain over training alone: on its own rows and, where it is known, on everybody's, a panel each."""
     if not comparison.gains:
         return None
-    panels = [("on its own test rows", {gain.silo: gain.own for gain in comparison.gains})]
+    panels = [("on own held-out rows", {gain.silo: gain.own for gain in comparison.gains})]
     everybody = {gain.silo: gain.everybody for gain in comparison.gains if gain.everybody is not None}
     if everybody:
         panels.append(("on everybody's", everybody))
@@ -115,9 +116,14 @@ def gains(comparison: Comparison) -> Plot | None:
     return plot(lambda size: _gain_panels("gain", size, panels), words)
 
 
+def _height(silos: int, frame: float) -> float:
+    """Inches: a line for each silo that has a name; many without names need no more than a picture of them all."""
+    return frame + (0.26 * silos if silos <= LINES else 3.0)
+
+
 def _gain_panels(name: str, size: Size, panels: Sequence[tuple[str, Mapping[str, float]]]) -> Drawing:
     count = max(len(values) for _, values in panels)
-    one = 0.7 + 0.26 * min(count, LINES)
+    one = _height(count, 0.7)
     across = 1 if size.narrow else len(panels)
     down = len(panels) // across
     drawing = Drawing(name, size, one * down, down, across, sharey=len(panels) > 1 and across > 1)
@@ -133,7 +139,9 @@ def _signed_bars(drawing: Drawing, axes: Any, values: Mapping[str, float]) -> No
     named = sorted(values.items(), key=lambda item: -item[1]) if many else list(values.items())
     heights = [value for _, value in named]
     colours = [GOOD if value > 0 else BAD for value in heights]
-    bars = axes.barh(range(len(named)), heights, 1.0 if many else 0.66, color=colours)
+    # Bars that touch are given an edge in their own colour, or the page would shine through the seams.
+    bars = axes.barh(range(len(named)), heights, 1.0 if many else 0.66, color=colours, edgecolor=colours,
+                     linewidth=0.3 if many else 0)  # fmt: skip
     if many:
         axes.set_yticks([])
         axes.set_ylabel(f"{len(named)} silos, sorted")
@@ -141,8 +149,9 @@ def _signed_bars(drawing: Drawing, axes: Any, values: Mapping[str, float]) -> No
         axes.set_yticks(range(len(named)), [label(name) for name, _ in named])
         axes.bar_label(bars, [f"{value:+.3f}" for value in heights], padding=2, color=SOFT)
     axes.axvline(0, color=SOFT, linewidth=0.8)
-    axes.margins(x=0.28, y=0.01)
+    axes.margins(x=0.45 if drawing.size.narrow else 0.28, y=0.01)  # room for the figures at the bars' ends
     axes.set_ylim(len(named) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
     axes.locator_params(axis="x", nbins=4)
     for place, (name, value) in enumerate(named[:POINTS]):
         drawing.area(axes, min(0, value), max(0, value), place - 0.4, place + 0.4, f"{name}: {value:+.4f} nats a token")
@@ -154,7 +163,7 @@ def curve(comparison: Comparison) -> Plot | None:
     if not points:
         return None
     rows = [point.rows for point in points]
-    panels = [("on its own test rows", [point.own for point in points], comparison.crossover),
+    panels = [("on own held-out rows", [point.own for point in points], comparison.crossover),
               ("on everybody's", [point.everybody for point in points], None)]  # fmt: skip
 
     def draw(size: Size) -> Drawing:
@@ -168,7 +177,8 @@ def curve(comparison: Comparison) -> Plot | None:
                 drawing.point(axes, crossover, 0, f"crossover at about {crossover:.0f} rows")
             axes.set_title(title, color=SOFT)
             axes.set(xlabel="training rows a silo holds", ylabel="gain, nats a token", xscale="log")
-            axes.set_xticks(rows, [f"{count:,}" for count in rows])
+            named = _apart(rows, 5 if size.narrow else 8)
+            axes.set_xticks(named, [f"{count:,}" for count in named])
             axes.minorticks_off()
             axes.grid(axis="y")
             for count, value in zip(rows, values, strict=True):
@@ -180,6 +190,17 @@ def curve(comparison: Comparison) -> Plot | None:
         told = (f"{value:+.3f} at {count} rows" for count, value in zip(rows, values, strict=True))
         words += f" {title[0].upper()}{title[1:]}: {', '.join(told)}."
     return plot(draw, words)
+
+
+def _apart(rows: Sequence[int], most: float) -> list[int]:
+    """Those of some ascending numbers whose names do not run into each other on a logarithmic axis, the last among
+    them: neighbours are an equal part of its length apart at least, of which there are `most`."""
+    least = (rows[-1] / rows[0]) ** (1 / most)
+    kept = [rows[-1]]
+    for count in reversed(rows[:-1]):
+        if count * least <= kept[-1]:
+            kept.append(count)
+    return kept[::-1]
 
 
 # ----------------------------------------------------------------------------------------------- traffic
@@ -198,7 +219,7 @@ def bytes_by_silo(figures: RunFigures) -> Plot | None:
 
     def draw(size: Size) -> Drawing:
         named = len(silos) <= LINES
-        drawing = Drawing("bytes", size, 1.3 + 0.26 * min(len(silos), LINES))
+        drawing = Drawing("bytes", size, _height(len(silos), 1.3))
         axes = drawing.panels[0]
         for name, marker, colour, values in series:
             axes.plot(values, range(len(silos)), marker, markersize=5 if named else 2, color=colour, label=name)
@@ -246,7 +267,7 @@ def bytes_by_round(figures: RunFigures) -> Plot | None:
         f"Bytes of all silos together by round: in all {human_bytes(sum(up))} left the silos and "
         f"{human_bytes(sum(down))} reached them."
     )
-    return plot(lambda size: _stacked("bytes-round", size, rounds, stacks, "MB", 1e-6, human_bytes), words)
+    return plot(lambda size: _stacked("bytes-round", size, rounds, stacks, human_bytes), words)
 
 
 # -------------------------------------------------------------------------------------------------- time
@@ -263,26 +284,23 @@ def time_by_round(figures: RunFigures) -> Plot | None:
     total = sum(t.seconds for t in times)
     words = f"Seconds by round, {total:.0f} in all: " + ", ".join(f"{n} {sum(v):.0f}" for n, v in parts) + "."
     rounds = [t.round for t in times]
-    return plot(
-        lambda size: _stacked("time", size, rounds, stacks, "seconds", 1.0, lambda value: f"{value:.1f} s"), words
-    )
+    return plot(lambda size: _stacked("time", size, rounds, stacks, lambda value: f"{value:,.1f} s"), words)
 
 
 def _stacked(
-    name: str, size: Size, rounds: Sequence[int], stacks: Sequence[tuple[str, str, Sequence[float]]], unit: str,
-    scale: float, shown: Callable[[float], str],
+    name: str, size: Size, rounds: Sequence[int], stacks: Sequence[tuple[str, str, Sequence[float]]],
+    shown: Callable[[float], str],
 ) -> Drawing:  # fmt: skip
     """Bars on one another by round; an area where there are many rounds."""
     drawing = Drawing(name, size, 2.6)
     axes = drawing.panels[0]
     if len(rounds) > BARS:
-        layers = [[value * scale for value in values] for _, _, values in stacks]
-        axes.stackplot(rounds, layers, colors=[colour for _, colour, _ in stacks], labels=[n for n, _, _ in stacks],
-                       linewidth=0)  # fmt: skip
+        titles, colours, layers = zip(*stacks, strict=True)
+        axes.stackplot(rounds, layers, colors=colours, labels=titles, linewidth=0)
     else:
         bottom = np.zeros(len(rounds))
         for title, colour, values in stacks:
-            heights = np.array(values, float) * scale
+            heights = np.array(values, float)
             axes.bar(rounds, heights, 0.7, bottom=bottom, color=colour, label=title)
             for round_, low, height, value in zip(rounds, bottom, heights, values, strict=True):
                 if height > 0:
@@ -295,7 +313,8 @@ def _stacked(
                         f"round {round_}, {title}: {shown(value)}",
                     )
             bottom = bottom + heights
-    axes.set(xlabel="round (0 is the base model)", ylabel=unit)
+    axes.set(xlabel="round (0 is the base model)")
+    axes.yaxis.set_major_formatter(lambda value, _: shown(value).replace(".0 ", " "))
     _whole(axes)
     axes.grid(axis="y")
     drawing.legend(2 if size.narrow else 4)
@@ -312,7 +331,7 @@ def error_by_round(figures: RunFigures) -> Plot | None:
         drawing = Drawing("error", size, 2.2)
         axes = drawing.panels[0]
         rounds, errors = zip(*found, strict=True)
-        axes.plot(rounds, errors, marker="o", markersize=2.5, linewidth=1.4, color=COLOURS[0])
+        axes.plot(rounds, errors, marker=_marker(rounds), markersize=2.5, linewidth=1.4, color=COLOURS[0])
         axes.axhline(0.1, color=SOFT, linewidth=0.8, linestyle="--")
         for round_, error in found[:POINTS]:
             drawing.point(axes, round_, error, f"round {round_}: {error:.4f}")
@@ -326,8 +345,13 @@ def error_by_round(figures: RunFigures) -> Plot | None:
     return plot(draw, words)
 
 
+def _marker(rounds: Sequence[int]) -> str:
+    """A dot for each round, unless they would run together."""
+    return "o" if len(rounds) <= BARS else ""
+
+
 def _whole(axes: Any) -> None:
     """Whole numbers on the axis of rounds."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from silotune.settings import Recipe
-
 
 @dataclass(frozen=True)
 class Measure:
@@ -15,9 +13,8 @@ class Measure:
     words: str
 
 
-def measures(recipe: Recipe) -> Sequence[Measure]:
-    """What a recipe switched on and off."""
-    shown = recipe.report.samples > 0
+def measures(shown: bool) -> Sequence[Measure]:
+    """What was on and off in a run; `shown`: its page has samples of text."""
     return (
         Measure(
             "Text stays with its silo",
@@ -28,13 +25,14 @@ def measures(recipe: Recipe) -> Sequence[Measure]:
         Measure(
             "Differential privacy",
             False,
-            "So there is no bound on what updates, or the adapter, tell of a row. The adapter may repeat phrases that "
-            "it was trained on.",
+            "Not in this version, so there is no bound on what updates, or the adapter, tell of a row. The adapter may "
+            "repeat phrases that it was trained on.",
         ),
         Measure(
             "Secure aggregation",
             False,
-            "So the server saw each silo's update by itself. Use it among partners who trust the server with updates.",
+            "Not in this version, so the server saw each silo's update by itself. Use it among partners who trust the "
+            "server with updates.",
         ),
         Measure(
             "No text in this page",

@@ -24,6 +24,8 @@ def environment() -> jinja2.Environment:
     made.filters["bytes"] = human_bytes
     made.filters["nats"] = lambda value: NONE if value is None else f"{value:.3f}"
     made.filters["signed"] = lambda value: NONE if value is None else f"{value:+.3f}"
+    made.filters["points"] = lambda share: NONE if share is None else f"{100 * share:+.1f}"
+    made.filters["perplexity"] = lambda value: f"{value:,.1f}" if value < 1e6 else f"{value:.0e}"
     made.filters["number"] = lambda value: f"{value:g}"
     made.filters["percent"] = lambda value: NONE if value is None else f"{100 * value:.1f}\u00a0%"
     made.filters["seconds"] = lambda value: NONE if value is None else f"{value:,.1f}"

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from silotune import atomic
-from silotune.data.corpus import chosen_rows, counted_rows, first_test_rows, reading_of, silos_of
+from silotune.data import leaks
+from silotune.data.corpus import chosen_rows, counted_rows, first_test_rows, leaks_of, reading_of, silos_of
 from silotune.data.rows import Row
 from silotune.data.tokens import encode_beginning, encode_prompt
 from silotune.federation.run import RunFolder
@@ -50,16 +51,20 @@ def _asked(row: Row, tokenizer: Any) -> tuple[list[int], str, str]:
 def write(folder: RunFolder) -> None:
     """Answer the first held-out questions of every silo with the base and the tuned model, greedily.
 
+    Where `data.drop_leaks` leaves leaked rows out of the tests, they are passed over here as well.
+
     The rows' text goes into the run folder: a recipe must ask for it (`report.samples`).
     """
     recipe = folder.recipe()
     resident = load(folder)
     sampling = Sampling(max_tokens=SAMPLE_TOKENS)
     found = []
-    reading = reading_of(recipe.data)
-    for files in silos_of(recipe.data, recipe.seed):
+    reading, silos = reading_of(recipe.data), silos_of(recipe.data, recipe.seed)
+    leaked = leaks_of(silos, reading, recipe.data.holdout, recipe.seed) if recipe.data.drop_leaks else None
+    for files in silos:
         chosen = chosen_rows(files, *counted_rows(files, reading), recipe.data.holdout, recipe.seed)
-        for row in first_test_rows(files, reading, chosen, recipe.report.samples):
+        passed = leaks.read(leaked, files.name).all if leaked else frozenset()
+        for row in first_test_rows(files, reading, chosen, recipe.report.samples, passed):
             prompt, question, reference = _asked(row, resident.tokenizer)
             base, tuned = (
                 generation.answer(resident.model, resident.tokenizer, prompt, sampling, base=plain)

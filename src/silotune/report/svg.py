@@ -125,7 +125,7 @@ def _style(size: Size) -> dict[str, Any]:
         "xtick.labelsize": size.font, "ytick.labelsize": size.font, "axes.spines.top": False,
         "axes.spines.right": False, "axes.edgecolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT,
         "axes.labelcolor": SOFT, "axes.titlelocation": "left", "grid.color": RULE, "grid.linewidth": 0.6,
-        "axes.axisbelow": True,
+        "axes.axisbelow": True, "axes.unicode_minus": False,
     }  # fmt: skip
 
 
