@@ -38,7 +38,7 @@ def test_the_page_is_drawn_again_when_a_round_is_saved_and_not_before(tmp_path, 
     version, html = follow.main()
     assert version != first and "2 of 3 rounds" in html and len(drawn) == 2
     (run.path / "compare.json").write_text(json.dumps(comparison(["silo0", "silo1"], [0.1, 0.1], [0.1, 0.1])))
-    assert "On its own test rows" in follow.main()[1]
+    assert "On its own held-out rows" in follow.main()[1]
 
 
 def test_what_cannot_be_read_at_this_moment_leaves_the_page_as_it_was(tmp_path):
