@@ -116,6 +116,7 @@ def test_examples_of_recipes_are_recipes():
         check_recipe(tomllib.loads(block), "docs")
 
 
+@pytest.mark.timeout(1800)  # every command once, on the embedded model: minutes, and more where others use the machine
 def test_the_commands_work_in_the_order_of_a_reader(tmp_path):
     """init, check and train as written, but for a shorter training; then everything that is done with the run."""
     order = ["init", "check", "train", "compare", "report", "generate", "evaluate", "export", "chat", "watch", "serve"]
