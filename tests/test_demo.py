@@ -56,4 +56,4 @@ def test_held_out_rows_ask_for_the_same_facts_in_other_words(recipe):
 
 def test_the_recipe_is_the_one_that_the_readme_describes(recipe):
     assert (recipe.federation.engine, recipe.federation.workers) == ("simulation", 2)
-    assert recipe.report.samples == 1 and recipe.model.base == "smollm2-135m"
+    assert recipe.report.samples == 3 and recipe.model.base == "smollm2-135m"

@@ -177,10 +177,15 @@ def _tell_result(run: Any, as_json: bool) -> None:
         table.add_row(silo.name, before, after, human_bytes(silo.bytes_up), human_bytes(silo.text_bytes))
     console.print(table)
     console.print(f"No text left a silo. The base model itself has {human_bytes(figures.base_bytes)}.", highlight=False)
+    first: dict[str, dict[str, str]] = {}
     for sample in shown:
+        first.setdefault(sample["silo"], sample)
+    for sample in first.values():
         console.print(f"\n[bold]{sample['silo']}[/bold], held out:", highlight=False)
         for label, key in (("question", "question"), ("base", "base"), ("tuned", "tuned")):
             console.print(f"  {label:9}{' '.join(sample[key].split())}", highlight=False, markup=False)
+    if more := len(shown) - len(first):
+        console.print(f"\n{more} more held-out questions with their answers are in the report.", highlight=False)
     console.print(
         f"\nadapter  {run.folder.adapter}\nreport   {run.folder.report_file}", highlight=False, soft_wrap=True
     )

@@ -151,7 +151,7 @@ def _in_words(found: Comparison) -> list[str]:
     if found.curve:
         place = "nowhere between these" if found.crossover is None else f"at about {found.crossover:.0f} rows a silo"
         lines.append(f"The gain on own rows changes its sign {place}.")
-    how = "Student's t over seeds" if len(found.seeds) > 1 else "paired bootstrap over test rows"
+    how = "Student's t over seeds" if len(found.seeds) > 1 else "paired bootstrap over held-out rows"
     lines.append(f"Intervals of 95 %: {how}.")
     return lines
 
