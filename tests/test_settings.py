@@ -114,7 +114,7 @@ def test_relative_paths_that_leave_the_recipes_folder_are_told_apart_from_missin
         find_silos(inside.data.silos)
 
 
-@pytest.mark.parametrize("text", ['silos = "silos/*"', 'silos = "silos/b"',
+@pytest.mark.parametrize("text", ['silos = "silos/*"', 'silos = "silos/b"', 'silos = "silos"', 'silos = "c[1]"',
                                   '[[data.silos]]\nname = "b"\ntrain = "silos/b/train.jsonl"',
                                   '[data.pool]\ntrain = "all.jsonl"\nlaw = "iid"\nsilos = 2'])  # fmt: skip
 def test_a_relative_path_that_a_link_leads_out_of_the_recipes_folder_is_refused(tmp_path, text):
@@ -122,9 +122,13 @@ def test_a_relative_path_that_a_link_leads_out_of_the_recipes_folder_is_refused(
     (folder / "silos").mkdir(parents=True)
     (tmp_path / "out").mkdir()
     rows = write(tmp_path / "out" / "train.jsonl", '{"prompt": "a", "response": "b"}\n')
+    (folder / "silos" / "a").symlink_to(folder / "silos" / "a")  # leads nowhere, and hides nothing
     (folder / "silos" / "b").symlink_to(tmp_path / "out")
+    (folder / "c[1]").symlink_to(tmp_path / "out")
     (folder / "all.jsonl").symlink_to(rows)
-    with pytest.raises(RecipeError, match=r"'(silos/b|silos/b/train.jsonl|all.jsonl)' is a link, .*leads out of"):
+    with pytest.raises(
+        RecipeError, match=r"'(silos/b|c\[1\]|silos/b/train.jsonl|all.jsonl)' is a link, .*leads out of"
+    ):
         load_recipe(write(folder / "recipe.toml", text if text.startswith("[") else f"[data]\n{text}"))
     meant = f'[[data.silos]]\nname = "b"\ntrain = "{folder}/all.jsonl"'
     assert load_recipe(write(folder / "recipe.toml", meant)).data.silos[0].train == [f"{folder}/all.jsonl"]

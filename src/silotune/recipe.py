@@ -175,15 +175,25 @@ def _inside(folder: Path, path: str, key: str) -> Path:
 def _no_link_out(folder: Path, pattern: str, key: str) -> None:
     """Refuse a relative path that a link leads out of the folder; what lies there is read later."""
     try:
-        found = [Path(match) for match in glob.glob(pattern)]  # noqa: PTH207 - absolute
-        out = next((path for path in found if not path.resolve().is_relative_to(folder.resolve())), None)
-    except (OSError, ValueError, RuntimeError):  # no path, or a link in a circle: the reader says which
+        # As `data.silos` looks them up: what has the very name first, then what the pattern matches.
+        matches = [pattern] if os.path.lexists(pattern) else glob.glob(pattern)  # noqa: PTH207 - absolute
+        found = [Path(match) for match in matches]
+        found += [entry for path in found if path.is_dir() for entry in path.iterdir() if entry.is_dir()]
+    except (OSError, ValueError):  # no path, or one that cannot be looked at: the reader says which
         return
+    out = next((path for path in found if _lies_outside(path, folder)), None)
     if out is not None:
         raise RecipeError(
             f"{key}: {str(out.relative_to(folder))!r} is a link, or lies behind one, that leads out of the recipe's "
             f"folder {folder}. If that is meant, give the absolute path of what it leads to."
         )
+
+
+def _lies_outside(path: Path, folder: Path) -> bool:
+    try:
+        return not path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a link in a circle leads nowhere
+        return False
 
 
 def without_folders(recipe: Recipe) -> Recipe:

@@ -239,11 +239,22 @@ def test_rounds_that_a_silo_sat_out_are_not_in_its_budget(make_recipe, tmp_path)
     recipe = make_recipe(training={"rounds": 3}, federation={"cohort": 0.5})
     run = silotune.train(recipe, out=tmp_path / "run")
     taken = {silo: sum(1 for line in run.metrics() if line["silo"] == silo and line["train"]) for silo in SILOS}
-    models = {one.model: one for one in run.compare().budget.models}
-    assert sum(taken.values()) == 6
+    found = run.compare()
+    models = {one.model: one for one in found.budget.models}
+    assert sum(taken.values()) == 6 and not any("No update" in line for line in found.remarks)
     for silo in SILOS:
         assert models[f"alone:{silo}"].rounds == max(1, taken[silo])
     assert models["pooled"].steps == models["federated"].steps == 12
+
+
+def test_silos_that_sat_out_the_whole_run_are_told(make_recipe, tmp_path):
+    recipe = make_recipe(training={"rounds": 1}, federation={"cohort": 0.1, "minimum": 1})
+    run = silotune.train(recipe, out=tmp_path / "run")
+    (asked,) = {line["silo"] for line in run.metrics() if line["silo"] and line["train"]}
+    found = run.compare()
+    idle = ", ".join(silo for silo in SILOS if silo != asked)
+    told = f"No update of these silos counted in the run; alone each trains for one round: {idle}."
+    assert told in found.remarks and {one.rounds for one in found.budget.models if "alone" in one.model} == {1}
 
 
 def test_epochs_are_the_same_steps_along_the_curve(make_recipe, tmp_path):

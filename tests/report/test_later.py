@@ -57,6 +57,22 @@ def test_labels_and_answers_are_scored(run, tmp_path, monkeypatch):
     assert cell.scores.labels.majority == pytest.approx(2 / 3) and cell.scores.answers.answers == 2
 
 
+def test_questions_are_drawn_from_all_files_of_a_silo(run, silos, monkeypatch):
+    monkeypatch.setattr("silotune.training.answers.MOST_TOKENS", 3)
+    found = run.evaluate(silos, answers=5)
+    assert [cell.scores.answers.answers for cell in found.matrix] == [5, 5, 5]
+
+
+def test_pairs_are_scored_by_their_chosen_answers_and_told(run, tmp_path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"prompt": "Where ?", "chosen": "a stone", "rejected": "the river"}\n')
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text('{"prompt": "Where ?", "response": "a stone"}\n')
+    found = run.evaluate(file)
+    assert found.matrix[0].loss == run.evaluate(plain).matrix[0].loss
+    assert any("preference pairs" in line for line in found.remarks)
+
+
 def test_rows_are_read_as_the_runs_recipe_says(make_recipe, tmp_path):
     for index, name in enumerate(("a", "b")):
         folder = tmp_path / "odd" / name

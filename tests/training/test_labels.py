@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tests.conftest import TEMPLATE, make_tokenizer
 from tests.data.helpers import split_of
 
 from silotune.data.rows import Row, Turn
@@ -15,6 +16,7 @@ from silotune.model.base import place
 from silotune.model.generation import Sampling
 from silotune.model.tuner import tuner
 from silotune.settings import LoraSettings
+from silotune.training import forward
 from silotune.training.forward import ways_of
 from silotune.training.kept import Keep
 from silotune.training.labels import Candidates, _apart, candidates, choose, log_probabilities
@@ -56,6 +58,15 @@ def test_labels_are_the_very_tokens_of_training_with_the_end_of_the_turn(residen
     assert {tokens[-1] for tokens in found.tokens} == {resident.tokenizer.eos_token_id}
 
 
+def test_blanks_that_a_template_writes_about_an_answer_belong_to_it():
+    """As Llama 2 does: a blank before the content, and one between it and the end of the turn."""
+    tokenizer = make_tokenizer(TEMPLATE.replace("+ '<|im_end|>'", "+ ' <|im_end|>'"))
+    labels = ["north lamp", "south", "river"]
+    found = candidates(tokenizer, [split_of(tokenizer, [row(i, label) for i, label in enumerate(labels)], 200)])
+    assert found.tokens == tuple(written(tokenizer, label, label) for label in found.labels)
+    assert all(tokens[-1] == tokenizer.eos_token_id for tokens in found.tokens)
+
+
 def test_answers_may_write_a_label_otherwise_and_go_on(resident):
     rows = [row(0, "lies_under", "Lies under. A stone"), row(1, "no", "No. Ask the doctor"), row(2, "no", "No.")]
     found = candidates(resident.tokenizer, [split_of(resident.tokenizer, rows, 200)])
@@ -71,6 +82,7 @@ def test_answers_may_write_a_label_otherwise_and_go_on(resident):
         ([row(0, "a_b", "a b"), row(1, "a b", "a b")], "written alike"),
         ([row(0, "north"), row(1, "north")], "one label"),
         ([row(0, None, "north"), row(1, None, "south")], ""),
+        ([row(i, f"room {i}") for i in range(201)], "201 different ones, more than 200"),
     ],
 )
 def test_labels_that_cannot_be_chosen_from(resident, rows, says):
@@ -157,3 +169,15 @@ def test_choosing_over_a_split(resident, ways):
     assert found.likeliest.tolist() == [int(np.argmax(one)) for one in logs]
     longest = max(len(split[i].ids) for i in range(4))
     assert choose(resident, ways, split, offered, longest - 5, lambda: None).left_out > 0
+
+
+def test_a_start_is_shared_for_an_adapter_that_drops_out_in_training(resident, monkeypatch):
+    ways = ways_of(resident.model, "cpu", 0.1, Keep())
+    assert not ways.start
+    split = split_of(resident.tokenizer, [row(i, label) for i, label in enumerate(["north", "south"])], 200)
+    offered = candidates(resident.tokenizer, [split])
+    lengths = []
+    real = forward._hidden_after_start
+    monkeypatch.setattr(forward, "_hidden_after_start", lambda *given: lengths.append(1) or real(*given))
+    choose(resident, ways, split, offered, 200, lambda: None)
+    assert len(lengths) > len(split)  # one to try it, one a question

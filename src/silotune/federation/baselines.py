@@ -202,12 +202,13 @@ def _federation(ground: Ground, name: str, recipe: Recipe, silos: list[str], row
         from silotune.federation.server import federate
 
         work.path.mkdir(parents=True, exist_ok=True)
-        quick = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"every": 0})})
         venue = replace(ground.venue, expected=len(silos), watch=_rounds_of(ground, name, recipe))
         spec, states = result.adapter_spec(recipe), list[ServerState]()
         crew = [replace(ground.silos[silo], rows=rows) for silo in ground.silos if silo in silos]
         try:
-            run_inline(lambda grid: states.append(federate(grid, quick, work, venue, spec)), client_app, crew)
+            run_inline(
+                lambda grid: states.append(federate(grid, recipe, work, venue, spec, scored=False)), client_app, crew
+            )
         except (FederationError, Interrupted) as error:
             raise type(error)(f"{name}: {error}") from error
         return states[0].adapter
@@ -259,7 +260,7 @@ def _trained(
     """A model from its folder, trained if it is not there."""
     depends = {
         "recipe": recipe.model_dump(exclude={"name": True, "data": True, "evaluation": True, "report": True,
-                                             "model": {"base", "keep_mib"}, "federation": RUNTIME}),
+                                             "trackers": True, "model": {"base", "keep_mib"}, "federation": RUNTIME}),
         "base": ground.fingerprint, "numbers": _numbers(ground), "max_length": recipe.data.max_length,
         "silos": [[silo, ground.digest(silo, "train", rows)] for silo in sorted(silos)],
     }  # fmt: skip
@@ -270,7 +271,7 @@ def _trained(
         told = {"model": name, "seed": recipe.seed, "rows": sum(len(ground.corpus(silo, rows).train) for silo in silos),
                 "silos": {silo: asdict(spent) for silo, spent in spent_by(work.metrics()).items()}}  # fmt: skip
         atomic.write_text(done, json.dumps(told, indent=2, ensure_ascii=False))
-        shutil.rmtree(work.states, ignore_errors=True)
+    shutil.rmtree(work.states, ignore_errors=True)
     told = json.loads(done.read_text(encoding="utf-8"))
     by_silo = {silo: Spent(**spent) for silo, spent in told["silos"].items()}
     return Model(name, recipe.seed, work.path, work.adapter, told["rows"],

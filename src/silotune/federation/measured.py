@@ -110,7 +110,7 @@ def _labels(ground: Ground, model: Model, silo: str, offered: "Candidates") -> C
         lists = {name: getattr(found, name).tolist() for name in ("truth", "likeliest", "greedy")}
         return lists | {"left_out": found.left_out}
 
-    key = _key(ground.digest(silo, "test"), offered.labels, offered.tokens)
+    key = _key(ground.digest(silo, "test"), ground.recipe.data.max_length, offered.labels, offered.tokens)
     told = _kept(model.folder / f"labels-{key}.json", compute)
     truth, likeliest, greedy = (np.array(told[name], np.int64) for name in ("truth", "likeliest", "greedy"))
     return Chosen(truth, likeliest, greedy, told["left_out"])
@@ -124,7 +124,7 @@ def _answers(ground: Ground, model: Model, silo: str, count: int) -> tuple[Answe
         test, data = ground.corpus(silo).test, ground.recipe.data
         config = ground.silos[silo]
         split = chosen_rows(config.files, *counted_rows(config.files, config.reading), data.holdout, ground.recipe.seed)
-        chosen = answers.drawn(test, count, ground.recipe.seed, silo)
+        (chosen,) = answers.drawn([test], count, ground.recipe.seed, silo)
         rows = silo_rows(config.files, config.reading, split, "test")
         found = answers.answer_each(ground.resident, test, chosen, rows, ground.require_going)
         return {"answers": [asdict(one) for one in found]}

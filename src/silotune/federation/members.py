@@ -50,6 +50,8 @@ class Federation:
     job: str
     resumed: bool
     """Whether it goes on from a saved state."""
+    scored: bool = True
+    """Whether silos score the base and the rounds."""
     profiles: dict[str, Profile] = field(default_factory=dict)
     """Every silo that ever joined, by name; one that comes back must bring the same."""
     base: str | None = None

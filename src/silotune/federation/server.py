@@ -32,7 +32,9 @@ from silotune.wire.envelope import Envelope, Kind, shown
 from silotune.wire.profile import Profile
 
 
-def federate(grid: Grid, recipe: Recipe, run: RunFolder, venue: Venue, spec: AdapterSpec) -> ServerState:
+def federate(
+    grid: Grid, recipe: Recipe, run: RunFolder, venue: Venue, spec: AdapterSpec, *, scored: bool = True
+) -> ServerState:
     """Run a federation to its last round, from its start or from the last saved state, and return the final state.
 
     Args:
@@ -41,6 +43,7 @@ def federate(grid: Grid, recipe: Recipe, run: RunFolder, venue: Venue, spec: Ada
         run: its folder; a saved state in it is gone on from.
         venue: circumstances.
         spec: names and shapes of the adapter.
+        scored: whether silos score base and rounds on their held-out rows; a comparison scores all models itself.
 
     Raises:
         FederationError: too few silos; what was reached is saved.
@@ -51,6 +54,7 @@ def federate(grid: Grid, recipe: Recipe, run: RunFolder, venue: Venue, spec: Ada
     saved = checkpoint.latest(run)
     checkpoint.rewind(run, saved)
     with opened(grid, recipe, run, venue, spec, saved) as federation:
+        federation.scored = scored
         return _run(federation, saved)
 
 
@@ -222,7 +226,7 @@ def _finish_round(
     began: float,
 ) -> None:
     """Evaluate where it is due, write the metrics, save the state."""
-    if _evaluation_due(federation.recipe, state.round):
+    if federation.scored and _evaluation_due(federation.recipe, state.round):
         _evaluate(federation, state, lines)
     _write_lines(federation, lines)
     summary = round_line(state.round, aggregate, lines, time.monotonic() - began)

@@ -150,7 +150,7 @@ def _compared(ground: Ground, wanted: Wanted, alone: Sequence[str]) -> Compariso
         intervals=gains.intervals(trials, ground.recipe.seed),
         curve=curve or None,
         crossover=crossover([(point.rows, point.own) for point in curve]),
-        remarks=[*remarks, *_remarks(work, curve)],
+        remarks=[*remarks, *_idle(trials[0]), *_remarks(work, curve)],
     )
 
 
@@ -217,11 +217,17 @@ def _mean_steps(silos: Mapping[str, Spent]) -> int:
 def _budget(ground: Ground, models: Sequence[Model]) -> Budget:
     training = ground.recipe.training
     text = (
-        f"{SAME_BUDGET} Pooled takes as many optimizer steps as all silos together took, so it sees as many rows as "
-        f"they all did. {TOKENS_BESIDE}"
+        f"{SAME_BUDGET} Pooled takes as many optimizer steps as all silos together took (to a whole number a round), "
+        f"so it sees as many rows as they all did. {TOKENS_BESIDE}"
     )
     trained = [Trained(model=one.name, seed=one.seed, train_rows=one.train_rows, **asdict(one.spent)) for one in models]
     return Budget(text=text, rounds=training.rounds, batch=training.batch * training.accumulation, models=trained)
+
+
+def _idle(trial: Trial) -> list[str]:
+    """Of silos whose budget is not what it was in the run."""
+    names = ", ".join(printable(silo) for silo in trial.alone if silo not in trial.federated.model.silos)
+    return [f"No update of these silos counted in the run; alone each trains for one round: {names}."] if names else []
 
 
 def _remarks(work: _Work, curve: Sequence[Point]) -> list[str]:

@@ -1,8 +1,9 @@
 """A run's model on text that came later: every row of some files, none held out, with the base beside it."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from silotune.report import samples
 from silotune.report.comparison import Cell, Everybody, Part
 from silotune.report.gains import figures
 from silotune.settings import Recipe
-from silotune.training.scores import require_packages
+from silotune.training.scores import AnswerScores, require_packages
 
 if TYPE_CHECKING:  # it loads torch
     from silotune.training.labels import Candidates
@@ -94,6 +95,8 @@ def evaluate(
     lost, cut = sum(split.lost for split in new), sum(split.shortened for split in new)
     seen = _seen(new, trained) if trained else None
     remarks = _remarks(recipe, lost, cut, seen) + remarks
+    if any(split.store.described.pairs for split in new):
+        remarks.append("There are preference pairs among the rows: their chosen answers are scored.")
     return Evaluation(matrix=matrix, everybody=everybody, lost=lost, cut=cut, seen_in_training=seen, remarks=remarks)
 
 
@@ -174,12 +177,22 @@ class _Scorer:
     def scored(self, model: str) -> dict[str, list[Measured]]:
         """By silo, a split after the other."""
         found: dict[str, list[Measured]] = {}
-        for one in self.later:
-            self.report(model, one.silo)
-            found.setdefault(one.silo, []).append(self._measured(one))
+        for silo, group in itertools.groupby(self.later, key=lambda one: one.silo):
+            self.report(model, silo)
+            parts = list(group)
+            found[silo] = [
+                self._measured(part, numbers) for part, numbers in zip(parts, self._asked(silo, parts), strict=True)
+            ]
         return found
 
-    def _measured(self, later: _Later) -> Measured:
+    def _asked(self, silo: str, parts: Sequence[_Later]) -> list[list[int]]:
+        from silotune.training.answers import drawn
+
+        if not self.answers:
+            return [[] for _ in parts]
+        return drawn([part.split for part in parts], self.answers, self.recipe.seed, silo)
+
+    def _measured(self, later: _Later, asked: Sequence[int]) -> Measured:
         from silotune.training.forward import ways_of
         from silotune.training.kept import Keep
         from silotune.training.labels import choose
@@ -192,12 +205,11 @@ class _Scorer:
             most = self.recipe.data.max_length
             chosen = choose(resident, ways, later.split, self.offered, most, lambda: None)
             found = replace(found, labels=chosen)
-        return replace(found, answers=self._answered(later)) if self.answers else found
+        return replace(found, answers=self._answered(later, asked)) if asked else found
 
-    def _answered(self, later: _Later) -> Any:
-        from silotune.training import answers
+    def _answered(self, later: _Later, asked: Sequence[int]) -> tuple[AnswerScores, ...]:
+        from silotune.training.answers import answer_each
 
-        chosen = answers.drawn(later.split, self.answers, self.recipe.seed, later.silo)
         rows = read_rows(later.sources, reading_of(self.recipe.data))
         numbered = ((number, row) for number, (_, row) in enumerate(rows))
-        return tuple(answers.answer_each(self.resident, later.split, chosen, numbered, lambda: None))
+        return tuple(answer_each(self.resident, later.split, asked, numbered, lambda: None))

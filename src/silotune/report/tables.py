@@ -86,6 +86,7 @@ def _tasks(rows: Sequence[Everybody]) -> Table:
     """Task scores over everybody's rows."""
     table = _table("task scores, everybody's rows", "model", "accuracy", "macro F1", "majority", "invalid", "labelled",
                    "exact", "token F1", "ROUGE-L", "chrF", "answers")  # fmt: skip
+    several = len({row.seed for row in rows}) > 1
     for row in rows:
         labels = row.scores.labels if row.scores else None
         answers = row.scores.answers if row.scores else None
@@ -93,7 +94,7 @@ def _tasks(rows: Sequence[Everybody]) -> Table:
         if answers:
             shares = (answers.exact_match, answers.token_f1, answers.rouge_l)
             numbers += [*(f"{value:.3f}" for value in shares), f"{answers.chrf:.1f}", f"{answers.answers:,}"]
-        table.add_row(_shown(row.model), *numbers)
+        table.add_row(_shown(row.model) + (f", seed {row.seed}" if several else ""), *numbers)
     return table
 
 

@@ -7,20 +7,28 @@ import numpy as np
 from silotune.data.rows import Row
 from silotune.data.seeds import derive
 from silotune.data.store import Split
-from silotune.model import generation
+from silotune.model import batched
 from silotune.model.generation import Sampling
 from silotune.model.tuner import Tuner
 from silotune.training.scores import AnswerScores, score_answer
 
 MOST_TOKENS = 256
 """Of a generated answer."""
+TOGETHER = 8
+"""Questions in a forward pass."""
 
 
-def drawn(split: Split, count: int, seed: int, silo: str) -> list[int]:
-    """Numbers of the examples to answer: `count` drawn from those that have a question, rising."""
-    asked = [index for index in range(len(split)) if split[index].last_answer]
+def drawn(splits: Sequence[Split], count: int, seed: int, silo: str) -> list[list[int]]:
+    """Numbers of the examples of each split of a silo to answer, rising: `count` in all, drawn from its questions."""
+    asked = [
+        (number, index)
+        for number, split in enumerate(splits)
+        for index in range(len(split))
+        if split[index].last_answer
+    ]
     order = np.random.default_rng(derive(seed, "answers", silo)).permutation(len(asked))
-    return sorted(asked[place] for place in order[:count])
+    chosen = sorted(asked[place] for place in order[:count])
+    return [[index for part, index in chosen if part == number] for number in range(len(splits))]
 
 
 def answer_each(
@@ -33,18 +41,19 @@ def answer_each(
         split: what the questions are taken from, in the very tokens of training.
         chosen: numbers of its examples.
         rows: the split's rows in text by their number in the store, for the answers to hold against.
-        report: called after each answer; may raise to stop.
+        report: called after each batch of answers; may raise to stop.
 
     Returns:
         Scores of each answer.
     """
-    wanted = {int(split.row_of[index]): index for index in chosen}
-    found = []
-    for number, row in rows:
-        if number in wanted:
-            example = split[wanted[number]]
-            question = example.ids[: example.last_answer].tolist()
-            said = generation.answer(tuner.model, tuner.tokenizer, question, Sampling(max_tokens=MOST_TOKENS))
-            found.append(score_answer(said, row.turns[-1].content))
-            report()
+    row_of = split.row_of
+    examples = {int(row_of[index]): split[index] for index in chosen}
+    asked = [(examples[number], row.turns[-1].content) for number, row in rows if number in examples]
+    sampling, found = Sampling(max_tokens=MOST_TOKENS), []
+    for start in range(0, len(asked), TOGETHER):
+        batch = asked[start : start + TOGETHER]
+        questions = [example.ids[: example.last_answer].tolist() for example, _ in batch]
+        said = batched.answers(tuner.model, tuner.tokenizer, questions, sampling, TOGETHER)
+        found += [score_answer(one, wanted) for one, (_, wanted) in zip(said, batch, strict=True)]
+        report()
     return found

@@ -1,9 +1,10 @@
 """Classification by a language model: which of the labels' texts has the highest probability as the answer.
 
 A label's text is the tokens with which training writes it: what the answers of rows with that label begin with (case
-and `_` for blanks apart), and the end of the turn too where answers are labels and nothing else. So the probability
+and `_` for blanks apart), and what closes the turn too where answers are labels and nothing else. So the probability
 is that of the model answering with exactly this label, after the very tokens that training has before an answer. It
-is not divided by its length.
+is not divided by its length: it is the probability that is asked for, and divided, long labels whose last tokens
+follow from the first would win.
 
 The label that greedy generation would answer with is known from the same pass: the one of whose tokens each is the
 model's first choice. Where there is none, the greedy answer is no label: it is invalid.
@@ -24,11 +25,13 @@ from silotune.data.store import Split
 from silotune.data.tokens import Example
 from silotune.model.tuner import Tuner
 from silotune.training.evaluation import TOKENS, summed
-from silotune.training.forward import Ways, each_token
+from silotune.training.forward import Ways, each_token, start_is_shared
 from silotune.training.scores import Chosen
 
 LOOKED_AT = 20
 """Rows of a label in a split whose answers are looked at for how the label is written."""
+MOST_LABELS = 200
+"""More are no classes: a field of free text has as many values as rows, and those are not for a report."""
 SHARE = 0.9
 """Of those that must begin with their label, or labels are not what the model is asked for; and of those again that
 must be nothing else, for the end of the turn to count."""
@@ -46,6 +49,9 @@ class Candidates:
 
 def candidates(tokenizer: Any, splits: Sequence[Split]) -> Candidates | str:
     """The labels of rows, train and test of all silos; or why they cannot be chosen from, "" where there are none."""
+    count = len({label for split in splits for label in split.store.described.labels})
+    if count > MOST_LABELS:
+        return f"there are {count} different ones, more than {MOST_LABELS}"
     answers = _answers(splits)
     if len(answers) < 2:
         return "all rows have one label" if answers else ""
@@ -54,17 +60,20 @@ def candidates(tokenizer: Any, splits: Sequence[Split]) -> Candidates | str:
     begin = [one for one in all_found if one is not None]
     if len(begin) < SHARE * len(all_found):
         return "the answers do not begin with the labels"
-    closed = sum(whole for _, whole in begin) >= SHARE * len(begin)
-    end = (int(tokenizer.eos_token_id),) if closed else ()
+    closings = [closing for _, closing in begin if closing is not None]
+    closing = _commonest(closings) if len(closings) >= SHARE * len(begin) else ()
     labels = tuple(sorted(written))
     tokens = []
     for label in labels:
-        counted = Counter(one[0] for one in written[label] if one is not None)
-        plain = counted.most_common(1)[0][0] if counted else _tokens(tokenizer, label)
-        tokens.append((*plain, *end))
+        found = [one[0] for one in written[label] if one is not None]
+        tokens.append((_commonest(found) if found else _tokens(tokenizer, label)) + closing)
     if len(set(tokens)) < len(tokens):
         return "two labels are written alike"
     return Candidates(labels, tuple(tokens))
+
+
+def _commonest(found: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    return Counter(found).most_common(1)[0][0]
 
 
 def _answers(splits: Sequence[Split]) -> dict[str, list[NDArray[np.int32]]]:
@@ -84,15 +93,21 @@ def _answers(splits: Sequence[Split]) -> dict[str, list[NDArray[np.int32]]]:
     return found
 
 
-def _written(tokenizer: Any, answer: NDArray[np.int32], label: str) -> tuple[tuple[int, ...], bool] | None:
-    """The tokens of a label at the start of an answer, and whether the answer is nothing else; None if it is not."""
+def _written(
+    tokenizer: Any, answer: NDArray[np.int32], label: str
+) -> tuple[tuple[int, ...], tuple[int, ...] | None] | None:
+    """The tokens of a label at the start of an answer; None if it is not there.
+
+    And those after it, white space and the end of the turn; None if more is said.
+    """
     wanted, ids = normal(label), answer.tolist()
     whole = tokenizer.decode(ids, skip_special_tokens=True)
     for count in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:count], skip_special_tokens=True)
         if normal(text) == wanted:
             rest = whole[len(text) :]
-            return None if rest[:1].isalnum() else (tuple(ids[:count]), not rest.strip())
+            closing = None if rest.strip() else tuple(ids[count:])
+            return None if rest[:1].isalnum() else (tuple(ids[:count]), closing)
         if len(normal(text)) > len(wanted):
             break
     return None
@@ -127,7 +142,8 @@ def choose(
     place = {label: number for number, label in enumerate(offered.labels)}
     own = [place.get(label, -1) for label in split.store.described.labels]  # -1: a label of plain texts alone
     numbers = split.store.labels[split.row_of]
-    ways = replace(ways, kept=None)  # what is kept there is for rows that come again
+    start = ways.start or (ways.head and start_is_shared(tuner.model, tuner.device))  # nothing drops out here
+    ways = replace(ways, kept=None, start=start)  # what is kept there is for rows that come again
     longest, found, left_out = max(map(len, offered.tokens)), [], 0
     for index in np.flatnonzero(numbers >= 0).tolist():
         example = split[index]
