@@ -97,6 +97,16 @@ def test_a_silo_that_is_not_here_is_named(run):
     assert list(told) == ["ash", "cedar"] and missing == {"birch": "it is not connected"}
 
 
+def test_what_is_kept_and_damaged_is_named(run):
+    ask(run)
+    kept = sorted((run.path / "compare").glob("told-*.json"))
+    kept[0].write_text('{"rows": 1}')
+    with pytest.raises(RunError, match=r"told-\w+\.json: cannot be read\. Remove it, and silo '\w+' is asked again"):
+        ask(run)
+    kept[0].unlink()
+    assert list(ask(run)[0]) == ["ash", "birch", "cedar"] and len(kept) == 3
+
+
 LIES = [
     ({"rows": 99}, "other rows than it announced"),
     ({"tokens": 1}, "other rows than it announced"),

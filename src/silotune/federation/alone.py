@@ -14,6 +14,7 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from silotune import atomic
+from silotune.data.files import printable
 from silotune.errors import AdmissionError, RunError
 from silotune.federation import checkpoint
 from silotune.federation.baselines import spent_by
@@ -39,7 +40,8 @@ def ask(grid: Grid, run: RunFolder, venue: Venue) -> tuple[Mapping[str, Alone], 
         What silos said, by name, and why there is nothing of others.
 
     Raises:
-        RunError: the run is not finished, or a silo holds other rows or another base than when it was made.
+        RunError: the run is not finished, a silo holds other rows or another base than when it was made, or what a silo
+            said before cannot be read.
         FederationError: no silo has come.
         Interrupted: the user asked to stop; what was said is kept.
     """
@@ -112,4 +114,9 @@ def _file(run: RunFolder, silo: str) -> Path:
 
 def _kept(run: RunFolder, silo: str) -> Alone | None:
     file = _file(run, silo)
-    return Alone(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+    if not file.exists():
+        return None
+    try:
+        return Alone(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise RunError(f"{file}: cannot be read. Remove it, and silo {printable(silo)!r} is asked again.") from None
