@@ -88,7 +88,7 @@ def test_every_command_is_run_here_or_named():
 def test_there_are_no_blocks_of_an_unknown_kind():
     for page in PAGES:
         fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.M)
-        assert set(fences[::2]) <= {"", "text", "toml", "python"} and set(fences[1::2]) <= {""}, page
+        assert set(fences[::2]) <= {"", "text", "toml", "python", "yaml"} and set(fences[1::2]) <= {""}, page
 
 
 def test_commands_and_options_in_sentences_exist():

@@ -7,17 +7,16 @@ same batch, steps, learning rate and course as in the federation.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict
 from pathlib import Path
 
 from flwr.serverapp import Grid
 
 from silotune import atomic
-from silotune.data.files import printable
 from silotune.errors import AdmissionError, RunError
 from silotune.federation import checkpoint
-from silotune.federation.baselines import spent_by
+from silotune.federation.baselines import Spent, spent_by
 from silotune.federation.events import Venue
 from silotune.federation.exchange import Answer, exchange
 from silotune.federation.members import Federation, assemble
@@ -31,55 +30,70 @@ from silotune.wire.profile import Alone, Profile
 def ask(grid: Grid, run: RunFolder, venue: Venue) -> tuple[Mapping[str, Alone], Mapping[str, str]]:
     """Have every silo of a finished run train alone; what it says is kept in RUN/compare and not asked again.
 
+    A silo that did not score the last round has nothing to be held against: it is not asked. One that holds other rows
+    or another base than in the run is left out like one that is away.
+
     Args:
         grid: Flower's way to the silos.
-        run: its folder; the messages go into its ledger.
+        run: its folder; the messages go into its ledger, after the last round.
         venue: circumstances.
 
     Returns:
         What silos said, by name, and why there is nothing of others.
 
     Raises:
-        RunError: the run is not finished, a silo holds other rows or another base than when it was made, or what a silo
-            said before cannot be read.
-        FederationError: no silo has come.
+        RunError: the run is not finished.
         Interrupted: the user asked to stop; what was said is kept.
     """
     recipe, saved = run.recipe(), checkpoint.latest(run)
     if saved is None or not run.finished():
         raise RunError(f"{run.path}: the run is not finished, so there is nothing to compare. Go on with it first.")
-    rounds = {name: spent.rounds for name, spent in spent_by(run.metrics()).items()}
-    missing = {name: "it took part in no round" for name in saved.profiles if name not in rounds}
-    untested = [name for name, profile in saved.profiles.items() if not profile.test_loss_tokens]
-    missing |= dict.fromkeys(untested, "it holds out no rows")
-    told = {name: one for name in saved.profiles.keys() - missing.keys() if (one := _kept(run, name))}
-    wanted = saved.profiles.keys() - missing.keys() - told.keys()
-    if wanted:
-        recipe = recipe.model_copy(update={"federation": recipe.federation.model_copy(update={"minimum": 1})})
-        with opened(grid, recipe, run, venue, adapter_spec(recipe), saved) as federation:
-            assemble(federation, len(saved.profiles), recipe.federation.join_timeout)
-            found, failed = _exchanged(federation, {name: rounds[name] for name in wanted})
+    lines = run.metrics()
+    spent = spent_by(lines)
+    scored = {line["silo"] for line in lines if line["evaluation"] and line["round"] == recipe.training.rounds}
+    missing = {name: why for name, profile in saved.profiles.items() if (why := _no_use(profile, spent, scored))}
+    # Whoever comes is asked: a single silo's row is worth having, and without any there may be rows that were told.
+    recipe = recipe.model_copy(update={"federation": recipe.federation.model_copy(update={"minimum": 0})})
+    with opened(grid, recipe, run, venue, adapter_spec(recipe), saved) as federation:
+        told = {name: one for name in saved.profiles.keys() - missing.keys()
+                if (one := _kept(federation, name, spent[name]))}  # fmt: skip
+        wanted = {name: spent[name] for name in saved.profiles.keys() - missing.keys() - told.keys()}
+        if wanted:
+            federation.began = True  # who holds other rows now is left out, as if it had come back in a round
+            assemble(federation, wanted.keys(), recipe.federation.join_timeout)
+            found, failed = _exchanged(federation, wanted)
             told, missing = told | found, missing | failed
     return dict(sorted(told.items())), dict(sorted(missing.items()))
 
 
-def _exchanged(federation: Federation, rounds: Mapping[str, int]) -> tuple[dict[str, Alone], dict[str, str]]:
+def _no_use(profile: Profile, spent: Mapping[str, Spent], scored: Set[str]) -> str | None:
+    """Why a silo's own model could not be compared; None where it can."""
+    if profile.silo not in spent:
+        return "it took part in no round"
+    if not profile.test_loss_tokens:
+        return "it holds out no rows"
+    return None if profile.silo in scored else "it did not score the last round"
+
+
+def _exchanged(federation: Federation, wanted: Mapping[str, Spent]) -> tuple[dict[str, Alone], dict[str, str]]:
     """Ask those of some silos that are here, and keep what each says when it says it."""
-    names = {node: name for node, name in federation.members.items() if name in rounds}
+    names = {node: name for node, name in federation.members.items() if name in wanted}
+    refused = {refusal.name: refusal.reason for refusal in federation.refused.values()}
     told: dict[str, Alone] = {}
-    missing = dict.fromkeys(rounds.keys() - set(names.values()), "it is not connected")
+    missing = {name: refused.get(name, "it did not join") for name in wanted.keys() - set(names.values())}
     requests = {
-        node: Envelope("down", "alone", {"job": federation.job, "rounds": rounds[name]}) for node, name in names.items()
+        node: Envelope("down", "alone", {"job": federation.job, "rounds": wanted[name].rounds})
+        for node, name in names.items()
     }
     for name in sorted(names.values()):
-        federation.tell("asked", silo=name, rounds=rounds[name])
-    each_round = federation.recipe.federation.round_timeout
-    last = federation.recipe.training.rounds
-    for answer in exchange(federation.line, requests, names, last, each_round * (max(rounds.values()) + 1)):
+        federation.tell("asked", silo=name, rounds=wanted[name].rounds)
+    # A round's time for each round, and one for the scoring.
+    seconds = federation.recipe.federation.round_timeout * (max(each.rounds for each in wanted.values()) + 1)
+    for answer in exchange(federation.line, requests, names, federation.recipe.training.rounds + 1, seconds):
         name = names[answer.node]
         try:
-            told[name] = _admit(answer, federation.profiles[name])
-            atomic.write_text(_file(federation.run, name), json.dumps(asdict(told[name])))
+            told[name] = _admit(answer, federation.profiles[name], wanted[name])
+            _keep(federation, name, wanted[name], told[name])
             federation.tell("answered", silo=name, **asdict(told[name]))
         except AdmissionError as error:
             missing[name] = shown(str(error))
@@ -87,7 +101,7 @@ def _exchanged(federation: Federation, rounds: Mapping[str, int]) -> tuple[dict[
     return told, missing
 
 
-def _admit(answer: Answer, profile: Profile) -> Alone:
+def _admit(answer: Answer, profile: Profile, spent: Spent) -> Alone:
     """What a silo said, if it can be.
 
     Raises:
@@ -100,23 +114,36 @@ def _admit(answer: Answer, profile: Profile) -> Alone:
         raise AdmissionError("it scored other rows than it announced when it joined")
     if told.correct > told.tokens:
         raise AdmissionError(f"it says that {told.correct} of {told.tokens} tokens were right")
-    if not told.steps or not 0 < told.train_loss_tokens <= told.train_tokens:
+    if told.steps != spent.steps:
+        raise AdmissionError(f"it took {told.steps} steps alone, and {spent.steps} in the run")
+    if not 0 < told.train_loss_tokens <= told.train_tokens:
         raise AdmissionError("it trained on nothing")
     return told
 
 
-def _file(run: RunFolder, silo: str) -> Path:
-    """Where a silo's figures are kept, whatever characters its name has."""
-    folder = run.path / "compare"
-    folder.mkdir(exist_ok=True)
-    return folder / f"told-{hashlib.blake2b(silo.encode(), digest_size=10).hexdigest()}.json"
+# ------------------------------------------------------------------------------------------------- what was told
 
 
-def _kept(run: RunFolder, silo: str) -> Alone | None:
-    file = _file(run, silo)
-    if not file.exists():
-        return None
+def _file(federation: Federation, silo: str, spent: Spent) -> Path:
+    """Where a silo's figures are kept: the name depends on all that they depend on."""
+    profile = federation.profiles[silo]
+    depends = [federation.job, silo, spent.rounds, spent.steps, profile.fingerprint, profile.train_rows,
+               profile.train_tokens, profile.test_rows, profile.test_loss_tokens]  # fmt: skip
+    digest = hashlib.blake2b(json.dumps(depends).encode(), digest_size=10).hexdigest()
+    return federation.run.path / "compare" / f"told-{digest}.json"
+
+
+def _keep(federation: Federation, silo: str, spent: Spent, told: Alone) -> None:
+    file = _file(federation, silo, spent)
+    file.parent.mkdir(exist_ok=True)
+    atomic.write_text(file, json.dumps(asdict(told)))
+
+
+def _kept(federation: Federation, silo: str, spent: Spent) -> Alone | None:
+    """What a silo said before; None where there is nothing that can be used, so that it is asked again."""
     try:
-        return Alone(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise RunError(f"{file}: cannot be read. Remove it, and silo {printable(silo)!r} is asked again.") from None
+        fields = json.loads(_file(federation, silo, spent).read_text(encoding="utf-8"))
+        answer = Answer(0, Envelope("up", "alone", fields), None, 0, 0)
+        return _admit(answer, federation.profiles[silo], spent)
+    except (OSError, ValueError, TypeError, AdmissionError):
+        return None

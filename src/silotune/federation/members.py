@@ -6,6 +6,7 @@ its name may still have been held by the node that it had before.
 
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -71,8 +72,8 @@ class Federation:
         self.venue.watch(Event(kind, fields))
 
 
-def assemble(federation: Federation, wanted: int, seconds: float) -> None:
-    """Greet nodes until `wanted` silos are known, nobody else can come, or `seconds` are over.
+def assemble(federation: Federation, wanted: int | Set[str], seconds: float) -> None:
+    """Greet nodes until `wanted` silos are known (so many, or these), nobody else can come, or `seconds` are over.
 
     Nodes that are still thinking about who they are when enough are known are taken in at the next call.
 
@@ -87,9 +88,9 @@ def assemble(federation: Federation, wanted: int, seconds: float) -> None:
         connected = _greet(federation)
         nobody_else = federation.venue.fixed and connected >= federation.venue.expected and not federation.hellos
         over = nobody_else or time.monotonic() >= deadline
-        if federation.base is None and (over or len(federation.guests) >= wanted):
+        if federation.base is None and (over or _enough((each.silo for each in federation.guests.values()), wanted)):
             _settle(federation, others_may_answer=bool(federation.hellos) and not over)
-        if over or len(federation.members) >= wanted:
+        if over or _enough(federation.members.values(), wanted):
             break
         require_going(federation.line)
         time.sleep(PAUSE)
@@ -101,6 +102,11 @@ def assemble(federation: Federation, wanted: int, seconds: float) -> None:
             f"{f' ({why})' if why else ''}; {checkpoint.reached(federation.run)}."
         )
     federation.began = True
+
+
+def _enough(names: Iterable[str], wanted: int | Set[str]) -> bool:
+    known = set(names)
+    return len(known) >= wanted if isinstance(wanted, int) else wanted <= known
 
 
 def _greet(federation: Federation) -> int:

@@ -38,38 +38,44 @@ def compare(run: RunFolder, told: Mapping[str, Alone], missing: Mapping[str, str
 
     Args:
         run: its folder.
-        told: what silos said of their own models, by name.
+        told: what silos said of their own models, by name; each scored the last round of the run.
         missing: the other silos, and why nothing is known of them.
 
     Raises:
         FederationError: no silo can be compared.
     """
     recipe, figures = run.recipe(), gather(run)
-    ends = {0, recipe.training.rounds}
-    silos = [silo for silo in figures.silos if silo.name in told and ends <= silo.losses.keys()]
-    unknown = dict.fromkeys(told.keys() - {silo.name for silo in silos}, "it did not score both the base and the end")
-    missing = dict(sorted({**missing, **unknown}.items()))
+    silos = [silo for silo in figures.silos if silo.name in told]
     if not silos:
-        why = "; ".join(f"{printable(name)}: {reason}" for name, reason in missing.items())
-        raise FederationError(f"{run.path}: no silo can be compared ({why}).")
+        listed = "; ".join(f"{printable(name)}: {reason}" for name, reason in missing.items())
+        raise FederationError(f"{run.path}: no silo can be compared ({listed}).")
     own = {silo.name: _cell(f"alone:{silo.name}", silo.name, recipe.seed, told[silo.name]) for silo in silos}
-    base = [_of_run("base", silo, 0, recipe.seed) for silo in silos]
+    base = [_of_run("base", silo, 0, recipe.seed) for silo in silos if 0 in silo.losses]
     federated = [_of_run("federated", silo, silo.last, recipe.seed) for silo in silos]
+    scored = {cell.silo for cell in base}
+    both = [cell for cell in federated if cell.silo in scored]
+    late = [silo.name for silo in silos if silo.name not in scored]
     gains = [Gain(silo=cell.silo, own=own[cell.silo].loss - cell.loss) for cell in federated]
     found = Comparison(
-        budget=_budget(run, recipe, figures.silos, {name: told[name] for name in own}),
+        budget=_budget(run, recipe, figures.silos, told),
         matrix=[*base, *own.values(), *federated],
-        everybody=[_over(base), _over(federated)],
+        everybody=[_over(base), _over(both)] if base else [],
         gains=gains,
         mean_gain=MeanGain(own=sum(gain.own for gain in gains) / len(gains)),
         share_of_pooled_gain=None,
         seeds=[recipe.seed],
         intervals=[],
-        remarks=[REMARK, *(f"{printable(name)} is not in it: {reason}." for name, reason in missing.items())],
+        remarks=[REMARK, *_remarks(late, missing)],
     )
     comparison.write(run, found)
     page.write(run)
     return found
+
+
+def _remarks(late: Sequence[str], missing: Mapping[str, str]) -> list[str]:
+    """Which silos have no figure of the base, and which are not compared and why."""
+    found = [f"{printable(name)} did not score the base, so its rows are not among everybody's." for name in late]
+    return found + [f"{printable(name)} is not in it: {why.rstrip('.')}." for name, why in missing.items()]
 
 
 def _cell(model: str, silo: str, seed: int, told: Alone) -> Cell:

@@ -10,6 +10,8 @@ from silotune.report.statistics import Interval
 
 ALONE = "alone:"
 """What the names of models that one silo trained begin with."""
+OWN = "alone"
+"""Stands for all of these together, where none was tested on another silo's rows."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,14 @@ class Matrix:
 
 
 def matrix(found: Comparison) -> Matrix:
-    """Means over seeds; models in the order base, federated, pooled, what else there is, each silo alone."""
+    """Means over seeds; models in the order base, federated, pooled, what else there is, each silo alone.
+
+    Where each silo computed its own row only, one model stands for all that silos trained alone: `OWN`.
+    """
+    own_only = not any(row.model.startswith(ALONE) for row in found.everybody)
     rows: dict[tuple[str, str | None], list[Cell | Everybody]] = defaultdict(list)
     for cell in found.matrix:
-        rows[cell.model, cell.silo].append(cell)
+        rows[OWN if own_only and cell.model.startswith(ALONE) else cell.model, cell.silo].append(cell)
     for row in found.everybody:
         rows[row.model, None].append(row)
     order = {"base": 0, "federated": 1, "pooled": 2}

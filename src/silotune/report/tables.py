@@ -10,7 +10,8 @@ from rich.table import Table
 from silotune.data.files import printable
 from silotune.report.comparison import Cell, Comparison, Everybody, Gain, MeanGain
 from silotune.report.later import Evaluation
-from silotune.report.matrix import intervals
+from silotune.report.matrix import ALONE, OWN, Matrix, intervals
+from silotune.report.matrix import matrix as matrix_of
 from silotune.report.statistics import Interval
 from silotune.training.scores import LabelScores
 
@@ -19,7 +20,8 @@ EVERYBODY = "everybody"
 
 def show_comparison(found: Comparison, console: Console) -> None:
     """Print the matrix, the gains, the curve, and what they rest on."""
-    console.print(_matrix(found))
+    whole = matrix_of(found)
+    console.print(_own_rows(found, whole) if OWN in whole.models else _matrix(found))
     if any(cell.scores for cell in found.matrix):
         console.print(_tasks(found.everybody))
     console.print(_gains(found))
@@ -79,6 +81,18 @@ def _matrix(found: Comparison) -> Table:
     for model in tokens:
         numbers = [f"{_mean(each):.3f}" if (each := losses[model, silo]) else "" for silo in (*silos, "")]
         table.add_row(_shown(model), *numbers, f"{_mean(tokens[model]):,.0f}")
+    return table
+
+
+def _own_rows(found: Comparison, whole: Matrix) -> Table:
+    """A row a silo, a column a model, where no silo's own model was tested on another's rows."""
+    tokens = {one.model: f"{one.tokens:,}" for one in found.budget.models}
+    table = _table("held-out loss on own rows, nats a token", "silo", *whole.models, "tokens trained on, alone")
+    table.caption = f"tokens trained on, federated: {tokens['federated']}"
+    for silo in (*whole.silos, None):
+        losses = [f"{each.loss:.3f}" if (each := whole.figure(model, silo)) else "" for model in whole.models]
+        name = EVERYBODY if silo is None else _shown(silo)
+        table.add_row(name, *losses, tokens.get(f"{ALONE}{silo}", ""))
     return table
 
 
