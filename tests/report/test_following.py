@@ -61,6 +61,15 @@ def test_the_page_of_a_run_that_goes_on_has_the_script_and_no_policy_of_its_own(
     assert dict(parsed.tags)["main"]["data-version"] == follow.main()[0]
 
 
+def test_status_of_a_run_whose_rounds_are_done(tmp_path):
+    run = make_run(tmp_path / "run", rounds=3, done=3)
+    with run_folder.held(run):
+        run.report_file.unlink(missing_ok=True)
+        assert "this page are being written" in Following(run).status()["words"]
+        run.report_file.write_text("")
+        assert Following(run).status()["words"] == "The run has come to its end; a comparison of it goes on."
+
+
 def test_status_of_a_run_that_nobody_works_on(tmp_path):
     run = make_run(tmp_path / "run", rounds=3, done=1)
     status = Following(run).status()

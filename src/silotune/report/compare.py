@@ -4,8 +4,7 @@ Two questions, two numbers, never mixed: is a silo better off with the federated
 is it on everybody's. Everybody's loss is that of a token: all held-out tokens of all silos count the same, as in the
 run's own figures. The models and their budget are described in `federation.baselines`.
 
-All silos' text must be on this machine, so this is for simulations. What is computed on a silo's rows are functions
-that a silo could call itself (`training.evaluation`, `training.labels`); what they give are figures.
+All silos' text must be on this machine, so this is for simulations; `deployed` is for where it is not.
 """
 
 import functools

@@ -119,6 +119,8 @@ class Following:
         if not figures.rounds:
             joined = sum(reason is None for reason in self._books.traffic.greeted.values())
             return f"The silos load the base model and score it; {joined} have said what they hold."
+        if figures.done >= rounds and self.run.report_file.exists():
+            return "The run has come to its end; a comparison of it goes on."
         if figures.done >= rounds:
             return "All rounds are done; the adapter and this page are being written."
         past = [line["seconds"] for line in figures.rounds if line["round"]]

@@ -1,7 +1,7 @@
 """What `silotune compare` and `silotune evaluate` show in the terminal."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,7 +21,7 @@ EVERYBODY = "everybody"
 def show_comparison(found: Comparison, console: Console) -> None:
     """Print the matrix, the gains, the curve, and what they rest on."""
     whole = matrix_of(found)
-    console.print(_own_rows(found, whole) if OWN in whole.models else _matrix(found))
+    console.print(_own_rows(found, whole) if OWN in whole.models else _matrix(found, whole))
     if any(cell.scores for cell in found.matrix):
         console.print(_tasks(found.everybody))
     console.print(_gains(found))
@@ -61,26 +61,14 @@ def _figures(row: Cell | Everybody) -> tuple[str, ...]:
     return f"{row.loss:.3f}", f"{100 * row.token_accuracy:.1f} %", f"{row.rows:,}", f"{row.tokens:,}"
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _matrix(found: Comparison) -> Table:
+def _matrix(found: Comparison, whole: Matrix) -> Table:
     """A row a model, a column a silo's held-out rows; means over seeds."""
-    silos = sorted({cell.silo for cell in found.matrix})
     of = "" if len(found.seeds) == 1 else f", means over {len(found.seeds)} seeds"
-    table = _table(f"held-out loss, nats a token{of}", "model", *map(_shown, silos), EVERYBODY, "tokens trained on")
-    losses: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for cell in found.matrix:
-        losses[cell.model, cell.silo].append(cell.loss)
-    for row in found.everybody:
-        losses[row.model, ""].append(row.loss)
-    tokens: dict[str, list[float]] = defaultdict(list)
-    for trained in found.budget.models:
-        tokens[trained.model].append(trained.tokens)
-    for model in tokens:
-        numbers = [f"{_mean(each):.3f}" if (each := losses[model, silo]) else "" for silo in (*silos, "")]
-        table.add_row(_shown(model), *numbers, f"{_mean(tokens[model]):,.0f}")
+    table = _table(f"held-out loss, nats a token{of}", "model", *map(_shown, whole.silos), EVERYBODY,
+                   "tokens trained on")  # fmt: skip
+    for model in whole.models:
+        tokens = fmean(one.tokens for one in found.budget.models if one.model == model)
+        table.add_row(_shown(model), *(_loss(whole, model, silo) for silo in (*whole.silos, None)), f"{tokens:,.0f}")
     return table
 
 
@@ -90,10 +78,14 @@ def _own_rows(found: Comparison, whole: Matrix) -> Table:
     table = _table("held-out loss on own rows, nats a token", "silo", *whole.models, "tokens trained on, alone")
     table.caption = f"tokens trained on, federated: {tokens['federated']}"
     for silo in (*whole.silos, None):
-        losses = [f"{each.loss:.3f}" if (each := whole.figure(model, silo)) else "" for model in whole.models]
         name = EVERYBODY if silo is None else _shown(silo)
-        table.add_row(name, *losses, tokens.get(f"{ALONE}{silo}", ""))
+        table.add_row(name, *(_loss(whole, model, silo) for model in whole.models), tokens.get(f"{ALONE}{silo}", ""))
     return table
+
+
+def _loss(whole: Matrix, model: str, silo: str | None) -> str:
+    figure = whole.figure(model, silo)
+    return f"{figure.loss:.3f}" if figure else ""
 
 
 def _tasks(rows: Sequence[Everybody]) -> Table:
