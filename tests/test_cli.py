@@ -226,7 +226,7 @@ def test_check_refuses_with_the_line_and_leaves_nothing(call, silos, on_tiny):
         file.write('{"instruction": "a secret word", "response": 42}\n')
     code, out, err = call("check", silos, *on_tiny)
     assert code == 2 and out == "" and "secret" not in err
-    assert err.strip().endswith("ash/train.jsonl:10: field 'response' must be text, not a number.")
+    assert err.strip().endswith("ash/train.jsonl:10: field 'response' must be text, not a number. Write it as text.")
     assert call("check", silos, *on_tiny, "--plot", "x.doc")[2].startswith("silotune: --plot x.doc: give a file")
 
 

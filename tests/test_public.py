@@ -6,7 +6,8 @@ import sys
 import silotune
 
 PUBLIC = {
-    "DataError", "Event", "FederationError", "InputError", "Interrupted", "ModelError", "Recipe", "RecipeError", "Run",
+    "DataError", "DivergedError", "Event", "FederationError", "InputError", "Interrupted", "ModelError", "OutputError",
+    "Recipe", "RecipeError", "Run",
     "RunError", "Sampling", "SilotuneError", "check", "load_recipe", "open_run", "train",
 }  # fmt: skip
 

@@ -95,7 +95,8 @@ def test_refusals_name_the_key_and_the_reason(tmp_path, text, says):
         ('[data.pool]\ntrain = "x"\nlaw = "iid"', 'data.pool: `law = "iid"` needs `silos`'),
         ('[data.pool]\ntrain = "x"\nlaw = "field"', 'data.pool: `law = "field"` needs `field`'),
         ('[data.pool]\ntrain = "x"\nlaw = "iid"\nsilos = 1', "data.pool.silos = 1 and federation.minimum = 2 contradict"),
-        ('[data]\nfields = {messages = "m", system = "s"}', "`fields`: system and input do not go together with messages"),
+        ('[data]\nfields = {messages = "m", input = "s"}', "`fields`: input and messages do not go together"),
+        ('[data]\nfields = {text = "t", system = "s"}', "`fields`: system and text do not go together"),
     ],
 )  # fmt: skip
 def test_settings_that_contradict_each_other_are_refused_together(tmp_path, text, says):

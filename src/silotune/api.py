@@ -9,17 +9,26 @@ print(run.answer("When are you open?"))
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from silotune.data.corpus import silos_of
-from silotune.data.prompts import turns as conversation
+from silotune.data.prompts import conversation
 from silotune.data.readers import ENDINGS
-from silotune.data.rows import Turn
+from silotune.data.rows import Conversation, Turn
 from silotune.data.silos import SiloFiles
-from silotune.data.survey import SiloSurvey, survey
-from silotune.errors import FederationError, InputError, Interrupted, RecipeError, RunError
+from silotune.data.survey import Survey, survey
+from silotune.errors import (
+    DivergedError,
+    FederationError,
+    InputError,
+    Interrupted,
+    OutputError,
+    RecipeError,
+    RunError,
+)
 from silotune.federation import checkpoint, local, result
 from silotune.federation import run as run_folder
 from silotune.federation.events import Event, Venue, Watcher
@@ -63,8 +72,10 @@ class Run:
         """Yield the tuned model's answer to a prompt piece by piece; `base` asks the base model instead."""
         return self.reply(conversation(prompt, system), sampling=sampling, base=base)
 
-    def reply(self, turns: Sequence[Turn], *, sampling: Sampling | None = None, base: bool = False) -> Iterator[str]:
-        """Yield the answer to a conversation that ends with a user turn, piece by piece."""
+    def reply(
+        self, turns: Sequence[Turn] | Conversation, *, sampling: Sampling | None = None, base: bool = False
+    ) -> Iterator[str]:
+        """Yield the answer to a conversation that waits for one, piece by piece."""
         pieces = voice.of(self.folder).reply(turns, sampling or Sampling(), base).pieces
         return (piece.text for piece in pieces if piece.text)
 
@@ -76,7 +87,7 @@ class Run:
 
     def answers(
         self,
-        prompts: Sequence[str | Sequence[Turn]],
+        prompts: Sequence[str | Sequence[Turn] | Conversation],
         *,
         system: str | None = None,
         sampling: Sampling | None = None,
@@ -86,7 +97,7 @@ class Run:
         """Yield the answers to several prompts, in their order, `batch` of them in one forward pass.
 
         They are those of `answer`, up to rounding. A prompt is a text, which gets the system turn, or a whole
-        conversation that ends with a user turn.
+        conversation that waits for an answer.
 
         Raises:
             InputError: before the first answer: the model cannot take one of the prompts.
@@ -170,17 +181,18 @@ class Run:
 
 
 def check(
-    path: str | Path, *, overrides: Sequence[str] = (), report: Callable[[str], None] = lambda _: None
-) -> tuple[Recipe, list[SiloSurvey]]:
+    path: str | Path, *, overrides: Sequence[str] = (), show: int = 0, report: Callable[[str], None] = lambda _: None
+) -> Survey:
     """Read and tokenise all that silos hold, and count it; trains nothing.
 
     Args:
         path: a recipe, a folder of silos, one silo's folder, one file of rows, or an `hf:` dataset id.
         overrides: `section.key=value` in place of the recipe's own.
+        show: rows to show as tokens; they hold the silos' text, so they are for the eyes of whoever holds it.
         report: called with each silo's name before it is read.
 
     Returns:
-        The recipe (defaults where a path was given) and what each silo holds.
+        The recipe (defaults where a path was given), what each silo holds, and what is odd.
 
     Raises:
         InputError: at the first thing that cannot be used.
@@ -197,7 +209,7 @@ def check(
     if given.endswith(".toml"):
         local.require_enough(recipe, [files.name for files in silos])
     tokenizer = load_tokenizer(locate(recipe.model.base))
-    return recipe, survey(recipe, tokenizer, single, report, trains=given.endswith(".toml"))
+    return survey(recipe, tokenizer, single, report, trains=given.endswith(".toml"), show=show)
 
 
 def _recipe_of_path(given: str, overrides: Sequence[str]) -> tuple[Recipe, Path | None]:
@@ -249,6 +261,7 @@ def train(
     Raises:
         InputError: recipe, text, model or folder cannot be used.
         FederationError: too few silos answered; the rounds before are saved.
+        OutputError: the disk is full, say; the rounds before are saved.
         Interrupted: Ctrl-C or SIGTERM; the rounds before are saved.
     """
     wanted, old = _wanted(recipe, out, resume, overrides)
@@ -257,32 +270,60 @@ def train(
     crew = local.muster(wanted)
     spec = result.adapter_spec(wanted)
     folder = old or run_folder.create(wanted, Path(out) if out is not None else run_folder.default_folder(wanted))
-    with run_folder.held(folder), run_folder.scratch(folder) as scratch:
-        watch(
-            Event(
-                "run",
-                {"path": str(folder.path), "scratch": str(scratch), "workers": crew.workers, "threads": crew.threads},
-            )
-        )
+    with _going_on(folder), run_folder.held(folder), run_folder.scratch(folder) as scratch:
+        _tell_beginning(folder, crew, wanted, scratch, watch)
         if old is not None:
             _tell_other_threads(folder, crew, watch)
-        for name, leaks in crew.leaks.items():
-            if leaks.all:
-                watch(Event("leaks", {"silo": name, "exact": len(leaks.exact), "near": len(leaks.near),
-                                      "dropped": wanted.data.drop_leaks}))  # fmt: skip
-        try:
-            with (
-                local.quiet(folder.log_file) as aloud,
-                trackers.tracked(wanted, folder, aloud(watch)) as tracked,
-                local.local_venue(len(crew.silos), tracked, scratch) as venue,
-            ):
-                if not _all_rounds_done(folder, wanted):
-                    _run_engine(wanted, folder, crew.showing(scratch), venue, spec)
-                venue.watch(Event("finishing"))
-                finish(wanted, folder, venue.stop)
-        except (FederationError, Interrupted) as error:
-            raise type(error)(f"{error} Go on with: silotune train --resume {folder.path}") from error
+        with (
+            local.quiet(folder.log_file) as aloud,
+            trackers.tracked(wanted, folder, aloud(watch)) as tracked,
+            local.local_venue(len(crew.silos), tracked, scratch) as venue,
+        ):
+            if not _all_rounds_done(folder, wanted):
+                _run_engine(wanted, folder, crew.showing(scratch), venue, spec)
+            venue.watch(Event("finishing"))
+            finish(wanted, folder, venue.stop)
     return Run(folder)
+
+
+@contextmanager
+def _going_on(folder: RunFolder) -> Iterator[None]:
+    """Have what ends a run too early say what is saved and how to go on.
+
+    Raises:
+        OutputError: something could not be written.
+    """
+    advice = f"Go on with: silotune train --resume {folder.path}"
+    try:
+        yield
+    except DivergedError:  # it would do the same again
+        raise
+    except (FederationError, Interrupted) as error:
+        raise type(error)(f"{error} {advice}") from error
+    except OutputError as error:
+        raise OutputError(f"{error} {checkpoint.reached(folder).capitalize()}. {advice}") from error
+    except OSError as error:
+        if not folder.recipe_file.exists():
+            raise OutputError(f"{folder.path}: the run's folder is gone, and the run with it. Start again.") from error
+        raise OutputError(
+            f"{error.filename or folder.path}: cannot be written ({error.strerror or error}); "
+            f"{checkpoint.reached(folder)}. Make room, or give the folder back its rights. {advice}"
+        ) from error
+
+
+def _tell_beginning(folder: RunFolder, crew: local.Crew, recipe: Recipe, scratch: Path, watch: Watcher) -> None:
+    """Say where the run goes, and what there is to know of its rows before anything trains."""
+    where = {"path": str(folder.path), "scratch": str(scratch), "workers": crew.workers, "threads": crew.threads}
+    watch(Event("run", where))
+    for name, leaks in crew.leaks.items():
+        if leaks.all:
+            found = {"exact": len(leaks.exact), "near": len(leaks.near), "dropped": recipe.data.drop_leaks}
+            watch(Event("leaks", {"silo": name, **found}))
+    for name, files in crew.unread.items():
+        for file, fields in files.items():
+            watch(Event("fields_not_read", {"silo": name, "file": file, "fields": list(fields)}))
+    for text in crew.remarks:
+        watch(Event("remark", {"text": text}))
 
 
 def _wanted(

@@ -1,15 +1,16 @@
 """The command line: parse, call, print.
 
-Exit codes: 0 done; 1 a defect of ours; 2 the input is wrong; 3 the federation could not go on, state saved;
-130 stopped by the user, state saved.
+Exit codes: 0 done; 1 a defect of ours; 2 the input is wrong; 3 the federation could not go on, or what it made cannot
+be written, state saved; 130 stopped by the user, state saved.
 """
 
+import contextlib
 import json
 import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,9 +21,11 @@ from rich.markup import escape
 from rich.table import Table
 
 import silotune
+from silotune import streams
 from silotune.commands import compare, evaluate, export, generate, report, serve, watch
 from silotune.commands.options import AsJson
-from silotune.errors import SilotuneError
+from silotune.data.files import printable
+from silotune.errors import OutputError, SilotuneError
 
 app = typer.Typer(
     name="silotune",
@@ -71,10 +74,16 @@ def check(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw what each silo holds (.svg, .png or .pdf).")
     ] = None,
+    show: Annotated[
+        int, typer.Option("--show", metavar="N", min=0, help="Print the tokens of N rows, those with loss marked.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Read everything, say what is there and what is wrong; trains nothing."""
     from silotune.report import survey
+
+    if show and as_json:
+        raise silotune.InputError("--show prints rows for the eyes of whoever holds them: leave --json out.")
 
     if plot is not None and plot.suffix.lower() not in (".svg", ".png", ".pdf"):
         raise silotune.InputError(f"--plot {plot}: give a file that ends with .svg, .png or .pdf.")
@@ -82,15 +91,18 @@ def check(
         raise silotune.InputError(f"--plot {plot}: there is no folder {plot.parent}.")
     progress = Console(stderr=True)
     with progress.status("reading") as status:
-        recipe, silos = silotune.check(
-            path, overrides=_with_leaks(set_, drop_leaks), report=lambda name: status.update(f"reading {escape(name)}")
+        found = silotune.check(
+            path,
+            overrides=_with_leaks(set_, drop_leaks),
+            show=show,
+            report=lambda name: status.update(f"reading {escape(name)}"),
         )
     if plot is not None:
-        survey.plot(silos, plot)
+        survey.plot(found.silos, plot)
     if as_json:
-        typer.echo(json.dumps(survey.as_json(silos, recipe)))  # in ASCII: names and labels cannot steer a terminal
+        typer.echo(json.dumps(survey.as_json(found)))  # in ASCII: names and labels cannot steer a terminal
     else:
-        survey.show(silos, recipe, Console(width=None if sys.stdout.isatty() else 160))
+        survey.show(found, Console(width=None if sys.stdout.isatty() else 160))
 
 
 def _with_leaks(overrides: list[str], drop_leaks: bool) -> list[str]:
@@ -148,10 +160,15 @@ def _watched(as_json: bool) -> Iterator[Any]:
     """Something to call with events, writing to duplicates of our descriptors: the run silences the originals."""
     from silotune.report.live import JsonLines, LiveTable
 
-    with os.fdopen(os.dup(1 if as_json else 2), "w", encoding="utf-8") as stream:
-        watch = JsonLines(stream) if as_json else LiveTable(Console(file=stream))
-        with watch if isinstance(watch, LiveTable) else nullcontext():
+    descriptor = os.dup(1 if as_json else 2)
+    try:
+        if as_json:
+            yield JsonLines(streams.output(descriptor))
+            return
+        with LiveTable(Console(file=streams.remarks(descriptor))) as watch:
             yield watch
+    finally:
+        os.close(descriptor)
 
 
 def _tell_result(run: Any, as_json: bool) -> None:
@@ -196,31 +213,45 @@ def _tell_result(run: Any, as_json: bool) -> None:
 
 def main() -> None:
     """Run the command line: one message and an exit code for whatever goes wrong."""
+    streams.install()
     as_json = "--json" in sys.argv[1:]
+    message, code = _outcome()
+    if not code:
+        try:
+            sys.stdout.flush()
+        except OutputError as error:
+            message, code = str(error), error.exit_code
+    if code:
+        _say(message, code, as_json)
+        streams.end(code)
+
+
+def _outcome() -> tuple[str, int]:
+    """Run what was asked for: a message and an exit code, 0 if all went well."""
     try:
-        if code := app(standalone_mode=False):  # a command returns nothing; typer makes a code of Ctrl-C
-            _end("stopped.", code, as_json)
-    except click.exceptions.Abort:
-        _end("stopped.", 130, as_json)
+        code = app(standalone_mode=False)  # a command returns nothing; typer makes a code of Ctrl-C
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return "stopped.", 130
     except click.ClickException as error:
-        _end(f"{error.format_message()} See: silotune --help", 2, as_json)
-    except KeyboardInterrupt:
-        _end("stopped.", 130, as_json)
+        return f"{error.format_message()} See: silotune --help", 2
     except SilotuneError as error:
-        _end(str(error), error.exit_code, as_json)
-    except BrokenPipeError:
-        os._exit(0)
+        return str(error), error.exit_code
+    except OSError as error:  # what this machine does not let us do, and nobody below had a better word for
+        place = f"{printable(error.filename)}: " if error.filename else ""
+        return f"{place}{error.strerror or error}.", OutputError.exit_code
     except Exception as error:
         traceback.print_exc()
-        _end(f"unexpected {type(error).__name__}; this is a defect of silotune, please report it.", 1, as_json)
+        return f"unexpected {type(error).__name__}; this is a defect of silotune, please report it.", 1
+    return ("stopped.", int(code)) if code else ("", 0)
 
 
-def _end(message: str, code: int, as_json: bool) -> None:
+def _say(message: str, code: int, as_json: bool) -> None:
+    """Tell why the command ends: on standard error, with --json on standard output if somebody reads it."""
     if as_json:
-        typer.echo(json.dumps({"event": "error", "message": message, "exit_code": code}, ensure_ascii=False))
-    else:
-        typer.echo(f"silotune: {message}", err=True)
-    sys.exit(code)
+        with contextlib.suppress(OutputError):
+            typer.echo(json.dumps({"event": "error", "message": message, "exit_code": code}, ensure_ascii=False))
+            return
+    typer.echo(f"silotune: {message}", err=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ SilotuneError            1    a defect of ours, if raised as such
 │   ├── LengthError           a prompt
 │   └── RunError              a run folder
 ├── FederationError      3    the federation could not go on; what was reached is saved
+│   └── DivergedError         training leads nowhere with these settings: going on would do the same
+├── OutputError          3    what was made cannot be written: a full disk, a reader that has gone; what was saved stays
 ├── AdmissionError            one silo's message cannot be used; that silo is left out of the round
 └── Interrupted        130    stopped by the user; what was reached is saved
 
@@ -49,6 +51,16 @@ class RunError(InputError):
 
 class FederationError(SilotuneError):
     """The federation could not go on, too few silos answered for example."""
+
+    exit_code = 3
+
+
+class DivergedError(FederationError):
+    """The loss is not finite: the settings must change, so the run cannot go on."""
+
+
+class OutputError(SilotuneError):
+    """What was made cannot be written: the disk is full or read-only, a folder is gone, nobody reads the output."""
 
     exit_code = 3
 

@@ -14,6 +14,10 @@ Block = Annotated[int, Field(ge=0, le=10_000)]
 Seconds = Annotated[float, Field(gt=0.0, le=1e7, allow_inf_nan=False)]
 
 
+SystemTurns = Literal["template", "first-user", "drop"]
+"""What becomes of a conversation's system turn."""
+LossOn = Literal["all", "last"]
+"""Which answers of a conversation carry loss."""
 AlgorithmName = Literal["fedavg"]
 """A module of `silotune.algorithms` each."""
 
@@ -73,14 +77,33 @@ TextRows = Literal["document", "paragraph", "line"]
 """What is a row of a `.txt` file."""
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 Meaning = Literal[
-    "messages", "conversations", "system", "prompt", "input", "response", "chosen", "rejected", "text", "label"
+    "messages",
+    "conversations",
+    "system",
+    "history",
+    "prompt",
+    "input",
+    "context",
+    "response",
+    "chosen",
+    "rejected",
+    "text",
+    "tools",
+    "label",
 ]
 """What a field of a row can be."""
 BODIES: Sequence[frozenset[str]] = (
     frozenset({"messages"}), frozenset({"conversations"}), frozenset({"text"}), frozenset({"prompt", "response"}),
     frozenset({"prompt", "chosen", "rejected"}),
 )  # fmt: skip
-"""The meanings that a row needs; system, input and label may come on top."""
+"""The meanings that a row needs; the others may come on top."""
+ON_TOP: Mapping[str, frozenset[str]] = {
+    "messages": frozenset({"system", "tools", "label"}),
+    "conversations": frozenset({"system", "tools", "label"}),
+    "text": frozenset({"label"}),
+    "prompt": frozenset({"system", "history", "input", "context", "tools", "label"}),
+}
+"""What may come on top, by the first meaning of a body."""
 
 
 class SiloSource(Section):
@@ -179,6 +202,10 @@ class DataSettings(Section):
     """What the fields of rows are, where their names do not say it: `{ prompt = "q", response = "a" }`."""
     text_rows: TextRows = "document"
     """What is a row of a `.txt` file: the whole file, a paragraph (blank lines between), or a line."""
+    system: SystemTurns = "template"
+    """What becomes of system turns: `template` leaves them to the model's chat template, and refuses them where it has
+    no place for them; `first-user` puts them before the first user turn, with an empty line between; `drop` leaves
+    them out. Training, evaluation, generation and serving do the same."""
     drop_leaks: bool = False
     """Leave out of the tests what also stands in training text, word for word or nearly."""
     max_length: Annotated[int, Field(ge=16, le=1_000_000)] = 512
@@ -191,14 +218,16 @@ class DataSettings(Section):
     def _consistent(self) -> "DataSettings":
         if self.silos is not None and self.pool is not None:
             raise ValueError("give `silos` or `pool`, not both: each says where the rows lie")
-        body = self.fields.keys() - {"system", "input", "label"}
+        body = self.fields.keys() - ON_TOP["prompt"]
         if body and body not in BODIES:
             raise ValueError(
                 f"`fields` names {', '.join(sorted(body))}: give messages, conversations, text, prompt and response, "
                 "or prompt, chosen and rejected"
             )
-        if body and body & {"messages", "conversations", "text"} and self.fields.keys() & {"system", "input"}:
-            raise ValueError(f"`fields`: system and input do not go together with {', '.join(sorted(body))}")
+        first = next((name for name in ON_TOP if name in body), None)
+        misfit = sorted(self.fields.keys() - body - ON_TOP[first]) if first else []
+        if misfit:
+            raise ValueError(f"`fields`: {', '.join(misfit)} and {', '.join(sorted(body))} do not go together")
         if len(set(self.fields.values())) < len(self.fields):
             raise ValueError("`fields` gives one field two meanings")
         return self
@@ -208,7 +237,9 @@ class TrainingSettings(Section):
     """What a silo does with its rows in a round."""
 
     objective: Literal["sft"] = "sft"
-    """Supervised fine-tuning: cross-entropy on the tokens of responses."""
+    """Supervised fine-tuning: cross-entropy on the tokens of answers, the end of their turn included."""
+    loss_on: LossOn = "all"
+    """Which answers of a conversation carry loss: all, or the last one only. Turns that their rows exempt never do."""
     rounds: Positive = 5
     """Rounds of the federation."""
     steps: Positive | None = None
@@ -367,6 +398,7 @@ class Job(Section):
     """An embedded name or a hub id, or `local` where every silo holds the base in a place of its own."""
     lora: LoraSettings
     max_length: int
+    system: SystemTurns
     training: TrainingSettings
     holdout: float
     """For a silo without a test file whose node does not say its own."""

@@ -125,3 +125,37 @@ def test_a_converter_goes_with_gguf_alone_and_one_that_fails_leaves_nothing(call
         code, out, err = call("export", run, *arguments, "--out", tmp_path / "out" / "new")
         assert code == 2 and says in err and out == "", err
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_every_form_says_the_end_of_turn_that_the_base_does_not_know(make_recipe, tmp_path, call):
+    import transformers
+    from tests.conftest import TEMPLATE, make_model
+
+    folder = make_model(tmp_path / "base", template=TEMPLATE.replace("<|im_end|>", "<|endoftext|>"))
+    run = silotune.train(make_recipe(model={"base": str(folder)}), out=tmp_path / "run")
+    tokenizer = voice.of(run.folder).tuner.tokenizer
+    ends = sorted(tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]))
+    for written in (run.folder.adapter, run.export("adapter"), run.export("merged")):
+        assert transformers.GenerationConfig.from_pretrained(written).eos_token_id == ends
+        card = (written / "README.md").read_text()
+        assert f"An answer ends with `<|endoftext|>` (token {ends[0]}) or `<|im_end|>` (token {ends[1]})." in card
+    assert (run.folder.adapter / "chat_template.jinja").read_text() == tokenizer.chat_template
+    merged = transformers.AutoModelForCausalLM.from_pretrained(run.path / "export" / "merged")
+    said = merged.generate(torch.tensor([[5, 6]]), max_new_tokens=40, do_sample=False, prefix_allowed_tokens_fn=lambda _, ids: [
+        7 if len(ids) < 5 else ends[0]])  # fmt: skip
+    assert said[0].tolist() == [5, 6, 7, 7, 7, ends[0]]
+
+
+def test_an_end_of_turn_in_words_is_a_stop_text_everywhere(make_recipe, tmp_path):
+    import transformers
+    from tests.conftest import make_model
+
+    template = (
+        "{% for m in messages %}{{ '### ' + m.role + '\n' + m.content + '\n### End\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '### assistant\n' }}{% endif %}"
+    )
+    folder = make_model(tmp_path / "base", template=template)
+    run = silotune.train(make_recipe(model={"base": str(folder)}), out=tmp_path / "run")
+    assert transformers.GenerationConfig.from_pretrained(run.folder.adapter).stop_strings == ["### End"]
+    card = (run.folder.adapter / "README.md").read_text()
+    assert 'or the text "### End".' in card and "do_sample=False, tokenizer=tokenizer)" in card

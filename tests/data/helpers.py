@@ -13,7 +13,7 @@ import numpy as np
 from silotune.data import store
 from silotune.data.reading import Reading, read_rows
 from silotune.data.store import Split
-from silotune.data.tokens import Example, encode
+from silotune.data.tokens import ChatOptions, Example, encode
 
 
 def example(ids: Any, answered: Any, cut: bool = False) -> Example:
@@ -27,7 +27,7 @@ def split_of(tokenizer: Any, rows: list[Any], max_length: int) -> Split:
         return ((0, row, examples) for row, examples in zip(rows, encode(tokenizer, rows, max_length), strict=True))
 
     store._build(folder, read)
-    return Split(store._opened(folder), np.arange(len(rows)))
+    return Split(store._opened(folder, max_length, ChatOptions()), np.arange(len(rows)))
 
 
 def rows_in(*paths: Path | str, **reading: Any) -> list[Any]:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from silotune.data.prompts import read_prompts
-from silotune.data.rows import Turn
+from silotune.data.rows import Conversation, Turn
 from silotune.errors import DataError
 
 
@@ -14,10 +14,14 @@ def write(path, *rows):
     return path
 
 
+def waiting(*turns):
+    return Conversation(turns)
+
+
 def test_lines_of_a_text_file(tmp_path):
     path = write(tmp_path / "a.txt", "Where is it?", "", "  ", "Who?\r", "")
-    assert read_prompts(path) == [[Turn("user", "Where is it?")], [Turn("user", "Who?")]]
-    assert read_prompts(path, "Be brief.")[1] == [Turn("system", "Be brief."), Turn("user", "Who?")]
+    assert read_prompts(path) == [waiting(Turn("user", "Where is it?")), waiting(Turn("user", "Who?"))]
+    assert read_prompts(path, "Be brief.")[1] == waiting(Turn("system", "Be brief."), Turn("user", "Who?"))
 
 
 def test_rows_with_a_prompt_or_a_conversation(tmp_path):
@@ -29,10 +33,10 @@ def test_rows_with_a_prompt_or_a_conversation(tmp_path):
         {"messages": [{"role": "user", "content": "e"}, {"role": "assistant", "content": "f"}, {"role": "user", "content": "g"}]},
     )  # fmt: skip
     assert read_prompts(path, "S") == [
-        [Turn("system", "S"), Turn("user", "a")],
-        [Turn("system", "S"), Turn("user", "b\n\nc")],
-        [Turn("system", "own"), Turn("user", "d")],
-        [Turn("system", "S"), Turn("user", "e"), Turn("assistant", "f"), Turn("user", "g")],
+        waiting(Turn("system", "S"), Turn("user", "a")),
+        waiting(Turn("system", "S"), Turn("user", "b\n\nc")),
+        waiting(Turn("system", "own"), Turn("user", "d")),
+        waiting(Turn("system", "S"), Turn("user", "e"), Turn("assistant", "f"), Turn("user", "g")),
     ]
 
 

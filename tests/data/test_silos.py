@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from silotune.data.corpus import chosen_rows
-from silotune.data.silos import SiloConfig, find_silos, listed_silos
+from silotune.data.silos import SiloConfig, find_runs, find_silos, listed_silos
 from silotune.errors import DataError
 from silotune.settings import SiloSource
 
@@ -112,3 +112,24 @@ def test_two_silos_of_one_name_are_refused_however_alike(tmp_path):
 def test_names_that_no_file_can_have_are_told(pattern):
     with pytest.raises(DataError, match=r"data\.silos: "):
         find_silos(pattern)
+
+
+def test_the_folder_of_a_run_is_no_silo(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "train.jsonl").write_text(ROW)
+    for run in ("run1", "runs/first", "runs/second"):
+        (tmp_path / run).mkdir(parents=True)
+        for file in ("recipe.toml", "environment.json"):
+            (tmp_path / run / file).write_text("")
+    (tmp_path / "begun" / ".unfinished").mkdir(parents=True)
+    for pattern in (str(tmp_path / "*"), str(tmp_path)):
+        assert [silo.name for silo in find_silos(pattern)] == ["a"]
+    assert sorted(find_runs([str(tmp_path / "*")])) == ["begun", "run1", "runs/first", "runs/second"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: a silo without rows"):
+        find_silos(str(tmp_path / "*"))
+
+
+def test_backslashes_between_folders_are_told(tmp_path):
+    with pytest.raises(DataError, match=r"nothing matches .*silos.*\. Write / between folders, not a backslash\."):
+        find_silos(str(tmp_path / "silos\\*"))

@@ -6,13 +6,12 @@ from datetime import datetime
 import pytest
 from tests.conftest import TEMPLATE, make_tokenizer
 
-from silotune.data import template as templates
 from silotune.data import tokens
+from silotune.data.chat_template import PLAIN_TEMPLATE, fill, prepare, template_of
 from silotune.data.pieces import without_start
 from silotune.data.rows import Row, Turn
 from silotune.data.tokens import encode_prompt
 from silotune.errors import DataError
-from silotune.model.base import PLAIN_TEMPLATE
 
 CHAT = (Turn("system", "Ask"), Turn("user", "Where is the key?"), Turn("assistant", "under a stone"),
         Turn("user", "and we"), Turn("assistant", "beside the door"))  # fmt: skip
@@ -85,15 +84,22 @@ def test_a_template_that_refuses_is_told_by_its_roles_and_not_by_its_words(templ
 
 
 def test_of_a_long_conversation_that_is_refused_the_first_roles_are_told():
-    refuses = make_tokenizer("{{ raise_exception('') if messages | length > 8 }}")
+    refuses = make_tokenizer(TEMPLATE + "{{ raise_exception('') if messages | length > 8 }}")
     with pytest.raises(DataError, match="system, user, assistant, user, assistant, user and 3 more"):
         encode(refuses, Row((CHAT[0], *CHAT[1:3] * 5), 1), 100)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused():
-    tokenizer = make_tokenizer("{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
-    with pytest.raises(DataError, match="rewrites earlier turns"):
-        encode(tokenizer, Row(CHAT, 1), 100)
+def test_an_answer_that_is_written_otherwise_later_on_is_learned_as_it_is_written_when_it_is_said():
+    tokenizer = make_tokenizer(
+        "{{ messages | length }}{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
+    )
+    (found,) = tokens.encode(tokenizer, [Row(CHAT, 1)], 1000)
+    assert [tokenizer.decode(example.ids[example.answered], skip_special_tokens=True) for example in found] == [
+        "under a stone",
+        "beside the door",
+    ]
+    for example, turns in zip(found, (CHAT[:3], CHAT), strict=True):
+        assert tokenizer.decode(example.ids) == fill(template_of(tokenizer), turns)
 
 
 # ------------------------------------------------------------------------------- what stands in a row is text
@@ -145,12 +151,10 @@ def test_a_batch_of_rows_is_each_row_alone_and_the_librarys_own_tokens(tokenizer
         alone = encode(tokenizer, row, 60)
         assert list(alone.ids) == list(example.ids) and list(alone.answered) == list(example.answered)
         if not example.cut:
-            prompt, answer = (piece for piece, _ in templates._cut(tokenizer, row.turns, False))
-            plain = [
-                *tokenizer(prompt, add_special_tokens=False)["input_ids"],
-                *tokenizer(answer, add_special_tokens=False)["input_ids"],
-            ]
-            assert list(example.ids) == plain
+            messages = [{"role": turn.role, "content": turn.content} for turn in row.turns]
+            whole = tokenizer.apply_chat_template(messages, return_dict=False)
+            assert list(example.ids) == whole[: len(example.ids)]
+            assert tokenizer.decode(whole[len(example.ids) :]).strip() == ""
 
 
 def said(tokenizer, example):
@@ -205,8 +209,8 @@ def test_a_long_answer_keeps_its_beginning_only_when_all_else_is_gone(tokenizer)
 
 def test_a_long_conversation_is_written_a_few_times_only(tokenizer, monkeypatch):
     written = []
-    write = tokens._examples
-    monkeypatch.setattr(tokens, "_examples", lambda *given: written.append(1) or write(*given))
+    write = tokens.token_ids_with
+    monkeypatch.setattr(tokens, "token_ids_with", lambda *given: written.append(1) or write(*given))
     example = encode(tokenizer, Row(exchanges(40), 1), 300)
     assert example.cut and 290 < len(example.ids) <= 300
     assert len(written) <= 8
@@ -306,6 +310,7 @@ def test_a_template_that_writes_the_date_gives_the_same_tokens_every_day(date, m
             return cls(2099, 1, 1)
 
     dated = make_tokenizer("Today is " + date + "\n" + TEMPLATE)
+    prepare(dated)
     now, prompt = encode(dated, Row(CHAT, 1), 10_000), encode_prompt(dated, CHAT[:2])
     assert "Today is 26 Jul 2024\n" in dated.decode(now.ids)
     monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)

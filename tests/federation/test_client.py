@@ -42,7 +42,7 @@ def test_failures_tell_files_and_lines_but_no_folders(make_recipe, silos, tiny_b
     config = silo(recipe, base=str(tiny_base))
     (silos / "ash" / "train.jsonl").write_text('{"prompt": "secret words", "completion": 3}\n')
     reply = answer(hello(recipe), config)
-    assert reply.failure == "train.jsonl:1: field 'completion' must be text, not a number."
+    assert reply.failure == "train.jsonl:1: field 'completion' must be text, not a number. Write it as text."
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from tests.conftest import make_model
 
 from silotune import cache
+from silotune.data.chat_template import PLAIN_TEMPLATE
 from silotune.errors import ModelError
 from silotune.model import base, embedded, gguf
 
@@ -119,7 +120,7 @@ def test_a_model_without_template_or_pad_token_gets_neither_a_new_token_nor_a_la
     folder = make_model(tmp_path / "m", template=None)
     tokenizer = base.load_tokenizer(str(folder))
     model = base.load_model(str(folder), base.place("cpu", "auto"))
-    assert tokenizer.chat_template == base.PLAIN_TEMPLATE
+    assert tokenizer.chat_template == PLAIN_TEMPLATE
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
     assert not any(parameter.requires_grad for parameter in model.parameters())
 

@@ -178,3 +178,33 @@ def test_an_answer_ends_where_the_model_can_read_no_further(resident):
     assert len(pieces) <= 2 and pieces[-1].finish
     with pytest.raises(LengthError, match="Shorten the prompt"):
         generation.pieces(resident.model, resident.tokenizer, [5] * 512, Sampling())
+
+
+def test_what_ends_an_answer_is_known_from_template_tokenizer_and_settings(tiny_base):
+    from tests.conftest import TEMPLATE, make_tokenizer
+    from transformers import GenerationConfig
+
+    tokenizer = make_tokenizer(TEMPLATE.replace("<|im_end|>", "<|endoftext|>"))
+    turn, sequence = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    found = generation.stops_of(GenerationConfig(eos_token_id=[9, 11]), tokenizer)
+    assert found.tokens == tuple(sorted({turn, sequence, 9, 11})) and found.texts == ()
+    assert generation.stops_of(GenerationConfig(), tokenizer).tokens == tuple(sorted({turn, sequence}))
+
+
+def test_the_templates_own_end_of_turn_stops(resident, monkeypatch):
+    end = resident.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    monkeypatch.setattr(
+        resident.tokenizer, "chat_template", resident.tokenizer.chat_template.replace("<|im_end|>", "<|endoftext|>")
+    )
+    tokens = iter([10, 11, end, 12])
+    monkeypatch.setattr(generation, "_choose", lambda *_: next(tokens))
+    assert ask(resident) == resident.tokenizer.decode([10, 11])
+
+
+def test_an_end_of_turn_in_words_stops_before_it(resident, monkeypatch):
+    template = "{% for m in messages %}{{ m.content + ' old door' }}{% endfor %}"
+    monkeypatch.setattr(resident.tokenizer, "chat_template", template)
+    said = resident.tokenizer("red blue old door green", add_special_tokens=False)["input_ids"]
+    tokens = iter(said)
+    monkeypatch.setattr(generation, "_choose", lambda *_: next(tokens))
+    assert ask(resident).strip() == "red blue"

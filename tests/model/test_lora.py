@@ -82,7 +82,9 @@ def test_a_saved_adapter_gives_the_same_logits_in_plain_peft(tiny_base, tmp_path
     with torch.no_grad():
         expected = tuned(input_ids=ids).logits
     lora.save(adapter, lora.peft_config(load_skeleton(str(tiny_base)), settings), tmp_path, "tiny")
-    assert all((lora.load(tmp_path)[name] == value).all() for name, value in adapter.items())
+    assert all(
+        (lora.load(tmp_path, lora.spec_of(tuned), settings)[name] == value).all() for name, value in adapter.items()
+    )
     code = (
         "import sys, torch, json; torch.set_num_threads(1); from transformers import AutoModelForCausalLM; from peft import PeftModel\n"
         f"m = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({str(tiny_base)!r}), {str(tmp_path)!r})\n"
@@ -95,3 +97,79 @@ def test_a_saved_adapter_gives_the_same_logits_in_plain_peft(tiny_base, tmp_path
     assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == sorted(
         json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
     )
+
+
+@pytest.fixture
+def saved(tiny_base, tmp_path):
+    """A whole adapter folder, and how to load it."""
+    settings = LoraSettings(r=3)
+    skeleton = load_skeleton(str(tiny_base))
+    spec = lora.spec_of(lora.attach(skeleton, settings))
+    adapter = {name: np.full(shape, 0.5, np.float32) for name, shape in spec.shapes}
+    lora.save(adapter, lora.peft_config(load_skeleton(str(tiny_base)), settings), tmp_path, "tiny")
+    return tmp_path, adapter, lambda: lora.load(tmp_path, spec, settings)
+
+
+def changed(adapter, **how):
+    name = min(adapter)
+    value = adapter[name].copy()
+    if "number" in how:
+        value[0, 0] = how["number"]
+    if "shape" in how:
+        value = value[:, :-1].copy()
+    return {name: value.astype(how.get("dtype", np.float32)), **{key: adapter[key] for key in adapter if key != name}}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"number": np.nan}, "holds numbers that are not finite"),
+        ({"number": np.inf}, "holds numbers that are not finite"),
+        ({"dtype": np.float16}, "is of dtype float16, expected float32"),
+        ({"shape": 1}, r"does not fit the base model and its settings: .* has shape \(3, 31\), expected \(3, 32\)"),
+    ],
+)
+def test_an_adapter_that_is_another_one_is_refused_wherever_it_is_read(saved, change, says):
+    from safetensors.numpy import save_file
+
+    folder, adapter, load = saved
+    assert load().keys() == adapter.keys()
+    save_file(changed(adapter, **change), folder / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=says) as error:
+        load()
+    assert "Put back the adapter that the run wrote, or train again." in str(error.value)
+
+
+def test_tensors_that_are_missing_or_unknown_are_told_before_any_is_read(saved):
+    from safetensors.numpy import save_file
+
+    folder, adapter, load = saved
+    save_file(
+        {name: value for name, value in adapter.items() if name != min(adapter)}, folder / "adapter_model.safetensors"
+    )
+    with pytest.raises(ModelError, match="1 tensors are missing"):
+        load()
+    save_file({**adapter, "zebra": np.zeros(1, np.float32)}, folder / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="1 tensors are unknown, zebra first"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"r": 8}, "r is 8, the run was made with 3"),
+        ({"lora_alpha": 1}, "lora_alpha is 1, the run was made with 16.0"),
+        ({"use_rslora": True}, "use_rslora is True, the run was made with False"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3', the run was made with 'LORA'"),
+        (None, r"cannot be read \(JSONDecodeError\)"),
+    ],
+)
+def test_a_configuration_that_would_make_something_else_of_the_factors_is_refused(saved, change, says):
+    folder, _, load = saved
+    path = folder / "adapter_config.json"
+    path.write_text("{" if change is None else json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelError, match=says):
+        load()
+    path.unlink()
+    with pytest.raises(ModelError, match=r"cannot be read \(FileNotFoundError\)"):
+        load()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tests.conftest import make_model
 
+from silotune.data.chat_template import PLAIN_TEMPLATE
 from silotune.errors import ModelError
 from silotune.model import base, stored, tuner
 from silotune.settings import LoraSettings
@@ -28,7 +29,7 @@ def test_it_tells_models_apart(tiny_base, tmp_path):
     assert mark == describe(tiny_base).fingerprint == describe(make_model(tmp_path / "same")).fingerprint
     others = [
         make_model(tmp_path / "weights", seed=8),
-        make_model(tmp_path / "template", template=base.PLAIN_TEMPLATE),
+        make_model(tmp_path / "template", template=PLAIN_TEMPLATE),
         changed_config(tiny_base, tmp_path / "config", rms_norm_eps=0.5),
     ]
     assert mark not in {describe(other).fingerprint for other in others}

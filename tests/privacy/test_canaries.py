@@ -182,7 +182,7 @@ def test_the_client_takes_no_path_from_the_server(make_recipe, tmp_path):
     from silotune.settings import Job
 
     assert set(Job.model_fields) == {
-        "name", "seed", "base", "lora", "max_length", "training", "holdout", "algorithm",
+        "name", "seed", "base", "lora", "max_length", "system", "training", "holdout", "algorithm",
     }  # fmt: skip
     sent = []
     run(

@@ -113,7 +113,10 @@ def test_pooled_is_local_training_on_all_rows(run):
     for round_ in (1, 2):
         training.train_round(ground.resident, ground.ways, rows, settings, 0, "pooled", round_)
     (folder,) = (run.path / "compare").glob("pooled-*")
-    expected, found = lora.take(ground.resident.model), lora.load(folder / "adapter")
+    expected, found = (
+        lora.take(ground.resident.model),
+        lora.load(folder / "adapter", ground.resident.spec, ground.recipe.lora),
+    )
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
 
 

@@ -6,7 +6,7 @@ from itertools import chain, zip_longest
 import pytest
 
 import silotune
-from silotune.errors import ModelError, RunError
+from silotune.errors import ModelError
 from silotune.report import samples
 
 SAMPLING = silotune.Sampling(max_tokens=12)
@@ -37,7 +37,7 @@ def test_an_adapter_that_was_cut_off_or_is_another_ones_is_told(runs, make_recip
         runs[0].answer("Where is the key?")
     other = silotune.train(make_recipe(lora={"r": 4}), out=tmp_path / "other")
     file.write_bytes((other.folder.adapter / file.name).read_bytes())
-    with pytest.raises(RunError, match="does not fit the base model"):
+    with pytest.raises(ModelError, match="does not fit the base model"):
         runs[0].answer("Where is the key?")
     file.unlink()
     with pytest.raises(ModelError, match="cannot be read"):

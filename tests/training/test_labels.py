@@ -181,3 +181,29 @@ def test_a_start_is_shared_for_an_adapter_that_drops_out_in_training(resident, m
     monkeypatch.setattr(forward, "_hidden_after_start", lambda *given: lengths.append(1) or real(*given))
     choose(resident, ways, split, offered, 200, lambda: None)
     assert len(lengths) > len(split)  # one to try it, one a question
+
+
+def test_what_a_template_opens_every_answer_with_is_no_part_of_a_label():
+    tokenizer = make_tokenizer(
+        TEMPLATE.replace(
+            "+ message['content']", "+ ('Ask answer. ' if message['role'] == 'assistant' else '') + message['content']"
+        )
+    )
+    labels = ["north lamp", "south", "river"]
+    split = split_of(tokenizer, [row(i, label) for i, label in enumerate(labels)], 200)
+    found = candidates(tokenizer, [split])
+    assert found.labels == ("north lamp", "river", "south")
+    assert [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in found.tokens] == list(found.labels)
+    assert tokenizer.decode(split[0].ids[split[0].last_answer :]).startswith("Ask answer. north lamp")
+
+
+def test_the_answers_before_the_last_one_choose_no_label(resident, ways):
+    turns = (Turn("user", "red ?"), Turn("assistant", "blue"), Turn("user", "lamp ?"), Turn("assistant", "north"))
+    later = TEMPLATE.replace("+ '<|im_end|>' +", "+ ('<|im_end|>' if loop.last or message['role'] == 'user' else '') +")
+    tokenizer = make_tokenizer(later)
+    split = split_of(tokenizer, [Row(turns, 1, "north"), row(1, "south")], 200)
+    assert len(split) == 3 and split.questions.tolist() == [1, 2]
+    offered = candidates(tokenizer, [split])
+    assert offered.labels == ("north", "south")
+    chosen = choose(resident, ways, split, offered, 200, lambda: None)
+    assert chosen.truth.tolist() == [0, 1] and chosen.left_out == 0

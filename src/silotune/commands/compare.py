@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 import silotune
+from silotune import streams
 from silotune.commands.options import Answers, AsJson, RunPath
 from silotune.data.files import printable
 from silotune.federation.events import Event
@@ -57,8 +58,9 @@ def _number(text: str) -> int:
 @contextmanager
 def _progress() -> Iterator[Callable[[Event], None]]:
     """Show what goes on, on a duplicate of standard error: a comparison silences the original."""
-    with os.fdopen(os.dup(2), "w", encoding="utf-8") as stream:
-        console = Console(file=stream)
+    descriptor = os.dup(2)
+    try:
+        console = Console(file=streams.remarks(descriptor))
         with console.status("reading") as status:
             title = ""
 
@@ -71,6 +73,8 @@ def _progress() -> Iterator[Callable[[Event], None]]:
                 status.update(Text(title + _now(event)))
 
             yield watch
+    finally:
+        os.close(descriptor)
 
 
 def _title(fields: Mapping[str, Any]) -> str:

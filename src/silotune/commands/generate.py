@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from silotune.commands.options import (
     Temperature,
     TopP,
 )
+
+if TYPE_CHECKING:
+    from silotune.data.rows import Conversation
 
 Prompts = Annotated[
     list[str],
@@ -57,12 +60,12 @@ def generate(
         return
     names = ("base", "tuned") if base else ("tuned",)
     said = [opened.answers(asked, sampling=sampling, base=name == "base", batch=batch) for name in names]
-    for turns, *texts in zip(asked, *said, strict=True):
+    for conversation, *texts in zip(asked, *said, strict=True):
         answers = dict(zip(names, texts, strict=True))
         if as_json:
-            typer.echo(_line(turns, answers))
+            typer.echo(_line(conversation, answers))
         else:
-            typer.echo(f"=== {turns[-1].content}")
+            typer.echo(f"=== {conversation.turns[-1].content}")
             for name, text in answers.items():
                 typer.echo(f"--- {name}\n{text}" if base else text)
 
@@ -78,53 +81,53 @@ def chat(
     as_json: AsJson = False,
 ) -> None:
     """Talk with a run's model; an empty line or the end of input ends it."""
-    from silotune.data.rows import Turn
+    from silotune.data.rows import Conversation, Turn
 
     opened = silotune.open_run(run)
     sampling = silotune.Sampling(max_tokens, temperature, top_p, seed)
     turns = [Turn("system", system)] if system else []
     while text := _typed():
         turns.append(Turn("user", text))
-        answers = _answers(opened, turns, sampling, base, as_json, "{}> ")
+        answers = _answers(opened, Conversation(tuple(turns)), sampling, base, as_json, "{}> ")
         turns.append(Turn("assistant", answers["tuned"] or "..."))
 
 
-def _asked(prompts: Sequence[str], files: Sequence[str], system: str | None) -> list[Sequence[Any]]:
+def _asked(prompts: Sequence[str], files: Sequence[str], system: str | None) -> "list[Conversation]":
     """The conversations that wait for an answer, those of --prompt first.
 
     Raises:
         InputError: there is none, or one cannot be used.
     """
-    from silotune.data.prompts import read_prompts, turns
+    from silotune.data.prompts import conversation, read_prompts
 
     if not prompts and not files:
         raise silotune.InputError("what to answer? Give --prompt TEXT, --prompt - for standard input, or --file PATH.")
     if [*prompts, *files].count("-") > 1:
         raise silotune.InputError("standard input can be read once: give - once.")
-    found: list[Sequence[Any]] = []
+    found = []
     for prompt in prompts:
         text = sys.stdin.read() if prompt == "-" else prompt
         if not text.strip():
             raise silotune.InputError("--prompt: the prompt is blank.")
-        found.append(turns(text, system))
+        found.append(conversation(text, system))
     for file in files:
         if file == "-":
             lines = [line for line in sys.stdin.read().split("\n") if line.strip()]
             if not lines:
                 raise silotune.InputError("--file -: no prompt on standard input.")
-            found += [turns(line, system) for line in lines]
+            found += [conversation(line, system) for line in lines]
         else:
             found += read_prompts(Path(file), system)
     return found
 
 
 def _answers(
-    run: "silotune.Run", turns: Sequence[Any], sampling: "silotune.Sampling", base: bool, as_json: bool, heading: str
+    run: "silotune.Run", asked: "Conversation", sampling: "silotune.Sampling", base: bool, as_json: bool, heading: str
 ) -> dict[str, str]:
     """Print the next answer of a conversation as it comes, the base model's first if wanted; return the answers."""
     answers: dict[str, str] = {}
     for name in ("base", "tuned") if base else ("tuned",):
-        reply = run.reply(turns, sampling=sampling, base=name == "base")
+        reply = run.reply(asked, sampling=sampling, base=name == "base")
         if not as_json:
             typer.echo(heading.format(name), nl=False)
         pieces = []
@@ -136,12 +139,12 @@ def _answers(
         if not as_json:
             typer.echo()
     if as_json:
-        typer.echo(_line(turns, answers))
+        typer.echo(_line(asked, answers))
     return answers
 
 
-def _line(turns: Sequence[Any], answers: dict[str, str]) -> str:
-    return json.dumps({"prompt": turns[-1].content, **answers}, ensure_ascii=False)
+def _line(asked: "Conversation", answers: dict[str, str]) -> str:
+    return json.dumps({"prompt": asked.turns[-1].content, **answers}, ensure_ascii=False)
 
 
 def _typed() -> str:

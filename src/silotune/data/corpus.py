@@ -18,15 +18,21 @@ from silotune.data.pool import dealt_rows, pooled_silos, rows_of
 from silotune.data.reading import Reading, read_rows
 from silotune.data.rows import Row
 from silotune.data.seeds import derive
-from silotune.data.silos import SiloConfig, SiloFiles, find_silos, listed_silos
+from silotune.data.silos import SiloConfig, SiloFiles, find_runs, find_silos, listed_silos
 from silotune.data.store import Same, Split, Store, kept, open_store, stamp
+from silotune.data.tokens import ChatOptions
 from silotune.errors import DataError
-from silotune.settings import DataSettings, SiloSource
+from silotune.settings import DataSettings, Recipe, SiloSource
 
 
 def reading_of(data: DataSettings) -> Reading:
     """How a recipe says that rows are to be read."""
     return Reading(tuple(sorted(data.fields.items())), data.text_rows)
+
+
+def options_of(recipe: Recipe) -> ChatOptions:
+    """How a recipe says that conversations become tokens."""
+    return ChatOptions(recipe.data.system, recipe.training.loss_on)
 
 
 def silos_of(data: DataSettings, seed: int) -> tuple[SiloFiles, ...]:
@@ -43,6 +49,11 @@ def silos_of(data: DataSettings, seed: int) -> tuple[SiloFiles, ...]:
     return find_silos([str(pattern) for pattern in data.silos or ()])
 
 
+def runs_among(data: DataSettings) -> tuple[str, ...]:
+    """Names of the folders of runs that lie where a recipe's silos do, and are none."""
+    return find_runs([pattern for pattern in data.silos or () if isinstance(pattern, str)])
+
+
 @dataclass(frozen=True)
 class Corpus:
     """What a silo trains on and what it is tested on."""
@@ -53,7 +64,13 @@ class Corpus:
     """Test rows left out because they also stand in training text."""
 
 
-def load_corpus(silo: SiloConfig, tokenizer: Any, max_length: int, seed: int) -> Corpus:
+def load_corpus(
+    silo: SiloConfig,
+    tokenizer: Any,
+    max_length: int,
+    seed: int,
+    options: ChatOptions = ChatOptions(),  # noqa: B008
+) -> Corpus:
     """A silo's text in tokens; kept for the life of the process while its files stay as they are.
 
     Raises:
@@ -64,16 +81,16 @@ def load_corpus(silo: SiloConfig, tokenizer: Any, max_length: int, seed: int) ->
         silo.files, holdout=silo.holdout, reading=silo.reading, leaks=silo.leaks, drop_leaks=silo.drop_leaks,
         rows=silo.rows,
     )  # fmt: skip
-    return _loaded(told, Same(tokenizer), max_length, seed if silo.seed is None else silo.seed, stamps)
+    return _loaded(told, Same(tokenizer), max_length, options, seed if silo.seed is None else silo.seed, stamps)
 
 
 @functools.lru_cache(maxsize=64)
-def _loaded(silo: SiloConfig, same: Same, max_length: int, seed: int, _stamps: object) -> Corpus:
+def _loaded(silo: SiloConfig, same: Same, max_length: int, options: ChatOptions, seed: int, _stamps: object) -> Corpus:
     """As `load_corpus`, of a configuration that holds nothing but what a corpus depends on."""
     files = silo.files
     assert silo.holdout is not None, "settled by the job before text is read"
-    train = open_store(files.train, silo.reading, same.tokenizer, max_length)
-    test = open_store(files.test, silo.reading, same.tokenizer, max_length) if files.test else train
+    train = open_store(files.train, silo.reading, same.tokenizer, max_length, options)
+    test = open_store(files.test, silo.reading, same.tokenizer, max_length, options) if files.test else train
     chosen = first_rows(chosen_rows(files, train.size, test.size, silo.holdout, seed), silo.rows, files.name, seed)
     dropped = leaks.read(silo.leaks, files.name).all if silo.drop_leaks and silo.leaks is not None else frozenset()
     corpus = corpus_of(train, test, chosen, dropped)

@@ -6,9 +6,10 @@ Everything is streamed. What is held in memory at a time is one line of at most 
 import errno
 import gzip
 import os
+import re
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -102,6 +103,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     except EOFError:
         raise DataError(f"{shown}: the gzip file is cut short. Copy it again.") from None
     except (gzip.BadGzipFile, zlib.error):
+        require_text(start_of(path), shown)
         raise DataError(f"{shown}: not a sound gzip file. Copy it again, or drop `.gz` from its name.") from None
     except OSError as error:
         raise DataError(f"{shown}: cannot be read ({error.strerror}).") from None
@@ -141,10 +143,11 @@ def numbered_lines(stream: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     while line := stream.readline(MOST_ROW + 1):
         number += 1
+        if number == 1:
+            no_other_kind(_start_of(path), shown)
         if len(line) > MOST_ROW:
             raise too_long(f"{shown}:{number}")
         if number == 1:
-            no_other_encoding(line, shown)
             line = line.removeprefix(b"\xef\xbb\xbf")
         if b"\x00" in line:
             raise DataError(f"{shown}:{number}: a NUL byte (column {line.index(0) + 1}). Save the file as UTF-8 text.")
@@ -156,14 +159,88 @@ def numbered_lines(stream: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
             ) from None
 
 
-def no_other_encoding(start: bytes, shown: str) -> None:
-    """Refuse by its name what a file is instead of UTF-8 text: gzip, UTF-16 and UTF-32 (with a byte order mark or not).
+def _start_of(path: Path) -> bytes:
+    """The first bytes of a file, unpacked where it is packed."""
+    with opened(path) as stream:
+        return stream.read(LOOKED_AT)
+
+
+def start_of(path: Path) -> bytes:
+    """The first bytes of a file as it lies there."""
+    with path.open("rb") as stream:
+        return stream.read(LOOKED_AT)
+
+
+KINDS: Sequence[tuple[bytes, str, str]] = (
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself", "Fetch it with: git lfs pull"),
+    (b"%PDF-", "a PDF", "Take the text out of it first."),
+    (b"{\\rtf", "a document in RTF", "Save it as plain text first."),
+    (b"\x89PNG\r\n", "a picture (PNG)", "Give text."),
+    (b"\xff\xd8\xff", "a picture (JPEG)", "Give text."),
+    (b"GIF87a", "a picture (GIF)", "Give text."),
+    (b"GIF89a", "a picture (GIF)", "Give text."),
+    (b"PAR1\x15", "Parquet", "Let its name end with .parquet."),
+    (b"ARROW1\0\0", "Arrow", "Write it as Parquet or JSON Lines."),
+    (b"SQLite format 3", "a database (SQLite)", "Write its rows to a file of rows."),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of an old Office", "Save it as plain text, or a table as CSV."),
+    (b"BZh91AY&SY", "packed with bzip2", "Unpack it, or pack it with gzip."),
+    (b"\xfd7zXZ\x00", "packed with xz", "Unpack it, or pack it with gzip."),
+    (b"\x28\xb5\x2f\xfd", "packed with zstd", "Unpack it, or pack it with gzip."),
+    (b"7z\xbc\xaf\x27\x1c", "an archive (7z)", "Unpack it."),
+    (b"Rar!\x1a\x07", "an archive (RAR)", "Unpack it."),
+    (b"GGUF\x03\0\0\0", "a model (GGUF)", "Give text."),
+    (b"\x7fELF", "a program", "Give text."),
+    (b"\x93NUMPY", "an array of NumPy", "Give text."),
+)
+"""How files begin that are no text, what they are, and what to do."""
+WITHIN: Sequence[tuple[bytes, str, str]] = (
+    (b"word/", "a Word document (DOCX)", "Save it as plain text first."),
+    (b"xl/", "an Excel workbook (XLSX)", "Save its sheet as CSV."),
+    (b"ppt/", "slides (PPTX)", "Save their text first."),
+    (b"mimetypeapplication/vnd.oasis", "an OpenDocument file", "Save it as plain text, or a table as CSV."),
+    (b"mimetypeapplication/epub", "an e-book (EPUB)", "Save its text first."),
+)
+"""What names of files in a ZIP archive say it is."""
+PAGE = re.compile(rb"\s*(<!--.*?-->\s*)?<(!doctype\s+html|html[\s>])", re.IGNORECASE | re.DOTALL)
+LOOKED_AT = 4096
+"""Bytes at the start of a file by which it is known for what it is."""
+
+
+def kind_of_file(start: bytes) -> tuple[str, str] | None:
+    """What a file is that is no text, and what to do, by its first bytes; None if it may be text."""
+    start = start.removeprefix(b"\xef\xbb\xbf")
+    if start.startswith(b"PK\x03\x04"):
+        archive = next((pair for mark, *pair in WITHIN if mark in start[:LOOKED_AT]), None)
+        return (archive[0], archive[1]) if archive else ("a ZIP archive", "Unpack it.")
+    for mark, kind, advice in KINDS:
+        if start.startswith(mark):
+            return kind, advice
+    if PAGE.match(start[:LOOKED_AT]):
+        return "a web page (HTML)", "It may be an error page in place of the file: fetch that again, or give its text."
+    if start[257:262] == b"ustar":
+        return "an archive (tar)", "Unpack it."
+    return None
+
+
+def require_text(start: bytes, shown: str) -> None:
+    """Refuse by its name what a file is instead of text; `start` has its first `LOOKED_AT` bytes, or fewer.
 
     Raises:
-        DataError: it is one of those.
+        DataError: a document, a picture, an archive and so on.
+    """
+    if (found := kind_of_file(start)) is not None:
+        raise DataError(f"{shown}: the file is {found[0]}. {found[1]}") from None
+
+
+def no_other_kind(start: bytes, shown: str) -> None:
+    """Refuse by its name what a file is instead of UTF-8 text; `start` has its first `LOOKED_AT` bytes, or fewer.
+
+    Raises:
+        DataError: gzip, UTF-16 or UTF-32 (with a byte order mark or not), or as `require_text`.
     """
     if start.startswith(b"\x1f\x8b"):
         raise DataError(f"{shown}: the file is packed with gzip. Let its name end with {GZIP}.")
+    require_text(start, shown)
     wide = start.startswith((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff"))
     zeros = start[:64].count(0)
     if wide or (zeros >= 4 and zeros * 3 >= len(start[:64])):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from silotune.data.files import MOST_ROW, no_other_encoding, numbered_lines, opened, printable, text_size, too_long
+from silotune.data.files import MOST_ROW, no_other_kind, numbered_lines, opened, printable, text_size, too_long
 from silotune.data.records import Record, json_type
 from silotune.errors import DataError
 from silotune.settings import TextRows
@@ -108,7 +108,7 @@ class _Blocks:
         """Read on; return whether there was more."""
         block = self._stream.read(size)
         if not self._begun:
-            no_other_encoding(block, self._shown)
+            no_other_kind(block, self._shown)
             self._begun = True
         end = self.number + self.text.count("\n", self.position)
         if b"\x00" in block:

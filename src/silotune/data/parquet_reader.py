@@ -10,7 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from silotune.data.files import FREE_BYTES, MOST_RATIO, MOST_ROW, printable, require_file, too_long
+from silotune.data.files import (
+    FREE_BYTES,
+    MOST_RATIO,
+    MOST_ROW,
+    printable,
+    require_file,
+    require_text,
+    start_of,
+    too_long,
+)
 from silotune.data.records import Record, twice
 from silotune.errors import DataError
 
@@ -53,6 +62,8 @@ def parquet_records(path: Path) -> Iterator[Record]:
                 bound.count(held)
                 yield Record(number, where, _fields(batch.schema.names, columns, where))
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
+        if isinstance(error, pa.ArrowException) and not (start := start_of(path)).startswith(b"PAR1"):
+            require_text(start, shown)
         raise DataError(
             f"{shown}: not a sound Parquet file ({type(error).__name__}). Copy or write it again."
         ) from None

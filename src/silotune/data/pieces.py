@@ -15,6 +15,7 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 PIECE = 1 << 16
@@ -29,15 +30,121 @@ TRIES = 16
 """Places that are tried in a piece."""
 
 
+@dataclass(frozen=True)
+class Coder:
+    """A tokenizer and how it is to take a text."""
+
+    tokenizer: Any
+    literal: bool = False
+    """Take special tokens' names for ordinary text."""
+    other: Any = None
+    """A tokenizer of the tokenizers library in place of the tokenizer's own (`spelling`)."""
+
+    @property
+    def backend(self) -> Any:
+        """The tokenizers library's tokenizer; None for a tokenizer outside of it."""
+        if self.other is not None:
+            return self.other
+        return self.tokenizer.backend_tokenizer if self.tokenizer.is_fast else None
+
+    @contextmanager
+    def ready(self) -> Iterator[Any]:
+        """The library's tokenizer, which cuts nothing and adds nothing."""
+        backend = self.backend
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = self.literal
+        try:
+            yield backend
+        finally:
+            backend.encode_special_tokens = False
+
+
 def token_ids(tokenizer: Any, texts: Sequence[str], literal: bool) -> "list[array[int]]":
     """Tokenise many texts, on all cores; `literal` takes special tokens' names for ordinary text."""
+    coder = Coder(tokenizer, literal)
     found = [array("i") for _ in texts]
-    whole = ((index, piece) for index, text in enumerate(texts) for piece in pieces(tokenizer, text, literal))
+    whole = ((index, piece) for index, text in enumerate(texts) for piece in pieces(coder, text))
     for batch in _batches(whole):
-        encoded = _encoded(tokenizer, [piece for _, piece in batch], literal)
+        encoded = _encoded(coder, [piece for _, piece in batch])
         for (index, _), ids in zip(batch, encoded, strict=True):
             found[index] += array("i", ids)
     return found
+
+
+Borders = Sequence[tuple[int, int]]
+"""Of stretches of a text, in characters: start .. end - 1. They rise."""
+
+
+def token_ids_with(
+    coder: Coder, texts: Sequence[str], borders: Sequence[Borders]
+) -> "list[tuple[array[int], list[tuple[int, int]]]]":
+    """Tokenise many texts whole, and say where stretches of them stand in the tokens.
+
+    A token belongs to a stretch if it has a character of it, or stands empty where it begins.
+
+    Args:
+        coder: the tokenizer.
+        texts: to tokenise.
+        borders: of each text, its stretches.
+
+    Returns:
+        For each text its tokens, and for each of its stretches the first token and the one after the last.
+    """
+    if coder.backend is None:
+        return [_without_offsets(coder, text, wanted) for text, wanted in zip(texts, borders, strict=True)]
+    found = [(array("i"), [[-1, -1] for _ in wanted]) for wanted in borders]
+    read = [0] * len(texts)
+    whole = ((index, piece) for index, text in enumerate(texts) for piece in pieces(coder, text))
+    for batch in _batches(whole):
+        with coder.ready() as backend:
+            encoded = backend.encode_batch([piece for _, piece in batch], add_special_tokens=False)
+        for (index, piece), encoding in zip(batch, encoded, strict=True):
+            ids, places = found[index]
+            _place(encoding, len(piece), read[index], len(ids), borders[index], places)
+            ids.extend(encoding.ids)
+            read[index] += len(piece)
+    return [(ids, [(first, last) for first, last in places]) for ids, places in found]
+
+
+def _place(encoding: Any, size: int, at: int, before: int, borders: Borders, places: list[list[int]]) -> None:
+    """Find the tokens of those borders that lie in a piece of a text.
+
+    Args:
+        encoding: of the piece.
+        size: of the piece, in characters.
+        at: where the piece begins in its text.
+        before: tokens of the pieces before.
+        borders: of the whole text.
+        places: found so far; changed.
+    """
+    tokens = range(len(encoding))
+
+    def reaches(token: int, start: int) -> bool:
+        first, last = encoding.token_to_chars(token)
+        return bool(last > start or first >= start)
+
+    for (start, end), place in zip(borders, places, strict=True):
+        if at <= start < at + size or (start == at + size and place[0] < 0):
+            place[0] = before + bisect.bisect_left(tokens, True, key=lambda token: reaches(token, start - at))
+        if at < end <= at + size:
+            place[1] = before + bisect.bisect_left(
+                tokens, True, key=lambda token: encoding.token_to_chars(token)[0] >= end - at
+            )
+
+
+def _without_offsets(coder: Coder, text: str, borders: Borders) -> "tuple[array[int], list[tuple[int, int]]]":
+    """For tokenizers that do not say where their tokens stand: as far as the tokens of a beginning are the whole's."""
+    whole, *beginnings = _encoded(coder, [text, *(text[:at] for pair in borders for at in pair)])
+    same = [same_start(whole, beginning) for beginning in beginnings]
+    # A token across the end of a stretch belongs to it.
+    ends = [count + (count < len(beginning)) for count, beginning in zip(same, beginnings, strict=True)]
+    return array("i", whole), list(zip(same[0::2], ends[1::2], strict=True))
+
+
+def same_start(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many items two sequences begin with alike."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _batches(numbered: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
@@ -53,34 +160,22 @@ def _batches(numbered: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, st
         yield batch
 
 
-def _encoded(tokenizer: Any, texts: list[str], literal: bool) -> list[list[int]]:
-    if not tokenizer.is_fast:
-        return list(tokenizer(texts, add_special_tokens=False, split_special_tokens=literal)["input_ids"])
-    with _library(tokenizer, literal) as backend:
+def _encoded(coder: Coder, texts: list[str]) -> list[list[int]]:
+    if coder.backend is None:
+        tokenizer = coder.tokenizer
+        return list(tokenizer(texts, add_special_tokens=False, split_special_tokens=coder.literal)["input_ids"])
+    with coder.ready() as backend:
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-@contextmanager
-def _library(tokenizer: Any, literal: bool) -> Iterator[Any]:
-    """The tokenizers library's own tokenizer, that cuts nothing and adds nothing."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = literal
-    try:
-        yield backend
-    finally:
-        backend.encode_special_tokens = False
 
 
 # ----------------------------------------------------------------------------------------------- borders
 
 
-def pieces(tokenizer: Any, text: str, literal: bool) -> Iterator[str]:
+def pieces(coder: Coder, text: str) -> Iterator[str]:
     """Cut a text so that the tokens of its pieces, one after another, are its tokens."""
     start, end = 0, PIECE
     while end < len(text):
-        border = _border(tokenizer, text, end - PIECE // 2, end, literal)
+        border = _border(coder, text, end - PIECE // 2, end)
         if border is None:
             end += PIECE // 2
         else:
@@ -89,20 +184,20 @@ def pieces(tokenizer: Any, text: str, literal: bool) -> Iterator[str]:
     yield text[start:]
 
 
-def _border(tokenizer: Any, text: str, low: int, high: int, literal: bool) -> int | None:
+def _border(coder: Coder, text: str, low: int, high: int) -> int | None:
     """A place between two others where a text can be cut; the last one found."""
-    if not tokenizer.is_fast or tokenizer.backend_tokenizer.pre_tokenizer is None:
+    if coder.backend is None or coder.backend.pre_tokenizer is None:
         return None
     places = [match.start() for match in PLACES.finditer(text, low, high)]
     for place in reversed(places[-TRIES:]):
-        if _same_apart(tokenizer, text[max(0, place - AROUND) : place], text[place : place + AROUND], literal):
+        if _same_apart(coder, text[max(0, place - AROUND) : place], text[place : place + AROUND]):
             return place
     return None
 
 
-def _same_apart(tokenizer: Any, left: str, right: str, literal: bool) -> bool:
+def _same_apart(coder: Coder, left: str, right: str) -> bool:
     """Whether two texts are cut into the same pre-tokens, and the same tokens, apart as they are together."""
-    backend = tokenizer.backend_tokenizer
+    backend = coder.backend
 
     def cut(text: str) -> list[str]:
         written = backend.normalizer.normalize_str(text) if backend.normalizer else text
@@ -110,7 +205,7 @@ def _same_apart(tokenizer: Any, left: str, right: str, literal: bool) -> bool:
 
     if cut(left) + cut(right) != cut(left + right):
         return False
-    first, second, together = _encoded(tokenizer, [left, right, left + right], literal)
+    first, second, together = _encoded(coder, [left, right, left + right])
     return first + second == together
 
 
@@ -122,9 +217,9 @@ def ending(tokenizer: Any, text: str, tokens: int) -> str:
 
     A text of fewer tokens, of one piece, or without borders comes back whole.
     """
-    size = PIECE
+    size, coder = PIECE, Coder(tokenizer, literal=True)
     while size < len(text):
-        start = _border(tokenizer, text, len(text) - size, len(text) - size // 2, literal=True)
+        start = _border(coder, text, len(text) - size, len(text) - size // 2)
         if start is not None and len(token_ids(tokenizer, [text[start:]], literal=True)[0]) >= tokens:
             return text[start:]
         size *= 2
@@ -140,8 +235,9 @@ def without_start(tokenizer: Any, text: str, tokens: int) -> tuple[str, int]:
     if not tokenizer.is_fast:
         return _bisected(tokenizer, text, tokens)
     start = gone = at = before = 0
-    for piece in pieces(tokenizer, text, literal=True):
-        offsets = _offsets(tokenizer, piece)
+    coder = Coder(tokenizer, literal=True)
+    for piece in pieces(coder, text):
+        offsets = _offsets(coder, piece)
         end = 0
         for number, (first, last) in enumerate(offsets, before):
             if first >= end:
@@ -154,8 +250,8 @@ def without_start(tokenizer: Any, text: str, tokens: int) -> tuple[str, int]:
     return text[min(start, len(text) - 1) :], gone
 
 
-def _offsets(tokenizer: Any, text: str) -> list[tuple[int, int]]:
-    with _library(tokenizer, literal=True) as backend:
+def _offsets(coder: Coder, text: str) -> list[tuple[int, int]]:
+    with coder.ready() as backend:
         found: list[tuple[int, int]] = backend.encode(text, add_special_tokens=False).offsets
     return found
 
@@ -164,7 +260,7 @@ def _bisected(tokenizer: Any, text: str, tokens: int) -> tuple[str, int]:
     """For tokenizers that do not say where their tokens stand."""
 
     def count(start: int) -> int:
-        return len(_encoded(tokenizer, [text[start:]], literal=True)[0])
+        return len(_encoded(Coder(tokenizer, literal=True), [text[start:]])[0])
 
     whole = count(0)
     start = bisect.bisect_left(range(len(text) - 1), True, key=lambda start: count(start) <= whole - tokens)

@@ -51,3 +51,9 @@ def read_records(source: str, text_rows: TextRows = "document") -> Iterator[Reco
         raise DataError(f"{printable(path)}: no known format of rows. Use {', '.join(ENDINGS)}.")
     with opened(path) as stream:
         yield from reader(stream, path, text_rows)
+
+
+def place(source: str, number: int) -> str:
+    """Where a row stands, as messages name it: `FILE:LINE`, or the number of the row where there are no lines."""
+    lines = not source.startswith(HUB) and suffixes(Path(source))[0] != ".parquet"
+    return f"{printable(source)}:{number}" if lines else f"{printable(source)}: row {number}"

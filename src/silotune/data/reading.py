@@ -7,9 +7,9 @@ from silotune.data.files import printable
 from silotune.data.readers import read_records
 from silotune.data.records import Record
 from silotune.data.rows import Row
-from silotune.data.shapes import OPTIONAL, Shape, recognise, require_same, to_row, unused
+from silotune.data.shapes import Shape, recognise, require_plain_names, require_same, to_row, unused
 from silotune.errors import DataError
-from silotune.settings import TextRows
+from silotune.settings import ON_TOP, TextRows
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Seen:
     """What was seen of a split's files while they were read."""
 
     shape: str = ""
-    unused: set[str] = field(default_factory=set)
-    """Fields that mean nothing in the shape of their file."""
+    unused: dict[str, set[str]] = field(default_factory=dict)
+    """By source, fields in which something stands that means nothing in its shape."""
 
 
 def read_rows(sources: Sequence[str], reading: Reading, seen: Seen | None = None) -> Iterator[tuple[int, Row]]:
@@ -51,7 +51,7 @@ def read_with_records(
 ) -> Iterator[tuple[Record, int, Row]]:
     """Like `read_rows`, with each row's record before it."""
     seen = seen if seen is not None else Seen()
-    missing = {meaning: name for meaning, name in reading.fields if meaning in OPTIONAL}
+    missing = {meaning: name for meaning, name in reading.fields if meaning in ON_TOP["prompt"]}
     for number, source in enumerate(sources):
         shape: Shape | None = None
         layouts: set[frozenset[str]] = set()
@@ -62,9 +62,11 @@ def read_with_records(
             elif layout not in layouts:
                 require_same(record, shape, reading.mapping)
             if layout not in layouts:
+                require_plain_names(record, shape)
                 layouts.add(layout)
                 missing = {meaning: name for meaning, name in missing.items() if name not in layout}
-            seen.unused.update(unused(record, shape))
+            if fields := unused(record, shape):
+                seen.unused.setdefault(source, set()).update(fields)
             yield record, number, to_row(record, shape)
         if shape is None:
             raise DataError(f"{printable(source)}: the file holds no rows.")

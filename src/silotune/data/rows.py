@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,35 @@ class Turn:
 
     role: Role
     content: str
+    learned: bool = True
+    """Of an assistant's turn: whether it carries loss."""
+    reasoning: str | None = None
+    """What the assistant thought before it answered, where the row keeps that apart from the answer."""
+    tool_calls: str | None = None
+    """The tools that the assistant calls: a JSON array, as in OpenAI's API."""
+    name: str | None = None
+    """Of a tool that answers."""
+    tool_call_id: str | None = None
+    """The call that a tool answers."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing to it but its content."""
+        return not (self.reasoning or self.tool_calls or self.name or self.tool_call_id)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """All its texts."""
+        return (self.content, *(part for part in (self.reasoning, self.tool_calls) if part))
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns that wait for an answer, and the tools that it may call."""
+
+    turns: tuple[Turn, ...]
+    tools: str | None = None
+    """A JSON array of their descriptions."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +57,14 @@ class Row:
     """The worse answer of a preference pair; the better one is the last turn."""
     text: str | None = None
     """A plain text."""
+    tools: str | None = None
+    """The tools that the assistant may call: a JSON array of their descriptions."""
 
     @property
     def parts(self) -> tuple[str, ...]:
         """All its texts."""
-        said = tuple(turn.content for turn in self.turns)
-        return said + tuple(part for part in (self.text, self.rejected) if part is not None)
+        said = tuple(part for turn in self.turns for part in turn.parts)
+        return said + tuple(part for part in (self.text, self.rejected, self.tools) if part is not None)
 
     @property
     def text_bytes(self) -> int:

@@ -1,25 +1,29 @@
 """What the fields of a record mean: its shape is recognised from the first record and holds for the whole file.
 
-    messages                                    a list of {"role", "content"}: system, user, assistant
-    conversations                               ShareGPT's list of {"from", "value"}: system, human, gpt
-    instruction [input] output | response       one question, one answer
+    messages                                    a list of {"role", "content"}: system, user, assistant, tool
+    conversations                               ShareGPT's list of {"from", "value"}: system, human, gpt, tool
+    instruction, output | response              one question, one answer
     prompt, completion | response               the same
     question, answer                            the same
     prompt, chosen, rejected                    a preference pair
     text                                        plain text
 
-A pair may have a `system` turn, any row a `label`. Where the fields are called otherwise, or fit two shapes, the
-recipe says what they are (`data.fields`). Messages name lines and fields, never their text.
+On top, where it stands in a row: `system` before the turns of a conversation or a question; `tools` that the assistant
+may call; `input` and `context` below a question; the `history` of question and answer before it; a `label`. Where the
+fields are called otherwise, or fit two shapes, the recipe says what they are (`data.fields`). Messages name lines and
+fields, never their text.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from silotune.data.files import printable
 from silotune.data.records import Record, json_type
-from silotune.data.rows import Role, Row, Turn
+from silotune.data.rows import Conversation, Row, Turn
+from silotune.data.turns import FORMS, answered, checked, tools_of, turns_of, unread
 from silotune.errors import DataError
+from silotune.settings import ON_TOP
 
 
 @dataclass(frozen=True)
@@ -31,17 +35,21 @@ class Shape:
     """From meaning to field."""
 
 
-PAIRS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "instruction/response": ("instruction", ("response", "output")),
-    "prompt/completion": ("prompt", ("completion", "response")),
-    "question/answer": ("question", ("answer",)),
-}
-KNOWN = frozenset({"messages", "conversations", "text", "prompt", "chosen", "rejected", "instruction", "response",
-                   "output", "completion", "question", "answer", "input", "system", "label"})  # fmt: skip
+BODIES: Sequence[tuple[str, Mapping[str, str]]] = (
+    ("messages", {"messages": "messages"}),
+    ("conversations", {"conversations": "conversations"}),
+    ("text", {"text": "text"}),
+    ("prompt/chosen/rejected", {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}),
+    ("instruction/response", {"prompt": "instruction", "response": "response"}),
+    ("instruction/response", {"prompt": "instruction", "response": "output"}),
+    ("prompt/completion", {"prompt": "prompt", "response": "completion"}),
+    ("prompt/completion", {"prompt": "prompt", "response": "response"}),
+    ("question/answer", {"prompt": "question", "response": "answer"}),
+)
+"""Names of shapes, and their fields by what they mean."""
+KNOWN = frozenset(field for _, fields in BODIES for field in fields.values()) | frozenset().union(*ON_TOP.values())
 """Names of fields that may be repeated in a message; all others may be anybody's text."""
 LONGEST_LABEL = 256
-OPTIONAL = {"system": "system", "input": "input", "label": "label"}
-"""Fields that a row may have on top; messages, conversations and texts only the label."""
 
 
 def recognise(record: Record, mapping: Mapping[str, str]) -> Shape:
@@ -50,63 +58,99 @@ def recognise(record: Record, mapping: Mapping[str, str]) -> Shape:
     Raises:
         DataError: no shape, or more than one, has these fields.
     """
-    if mapping.keys() - OPTIONAL.keys():
+    if mapping.keys() - ON_TOP["prompt"]:
         return _mapped(record, mapping)
-    fields = record.fields
-    found: list[Shape] = [Shape(name, {name: name}) for name in ("messages", "conversations", "text") if name in fields]
-    if {"prompt", "chosen", "rejected"} <= fields.keys():
-        found.append(Shape("prompt/chosen/rejected", {name: name for name in ("prompt", "chosen", "rejected")}))
-    for name, (prompt, responses) in PAIRS.items():
-        found += [
-            Shape(name, {"prompt": prompt, "response": response})
-            for response in responses
-            if prompt in fields and response in fields
-        ]
-    if len(found) == 1:
-        shape = found[0]
-        optional = {"label"} | ({"system"} if "prompt" in shape.fields else set())
-        if shape.name == "instruction/response":
-            optional |= {"input"}
-        misfit = sorted(mapping.keys() - optional)
-        if misfit:
-            raise DataError(
-                f"{record.where}: data.fields names {', '.join(misfit)}; rows of {shape.name} have no such."
-            )
-        added = {meaning: mapping.get(meaning, OPTIONAL[meaning]) for meaning in optional | mapping.keys()}
-        return Shape(shape.name, {**shape.fields, **added})
-    known = [name for name in sorted(KNOWN) if name in fields]
-    others = len(fields) - len(known)
-    named = ", ".join([*known, *([f"{others} of other names"] if others else [])]) or "none"
-    if found:
-        shapes = " and ".join(" + ".join(shape.fields.values()) for shape in found)
-        raise DataError(
-            f"{record.where}: the fields fit two shapes ({shapes}). Say which is meant with data.fields, "
-            'for example fields = { prompt = "instruction", response = "output" }.'
-        )
-    raise DataError(
-        f"{record.where}: no shape of row has these fields ({named}). Use messages, conversations, instruction + "
-        "response, prompt + completion, question + answer, prompt + chosen + rejected, or text; or say what they are "
-        "with data.fields."
+    found = [Shape(name, fields) for name, fields in BODIES if set(fields.values()) <= record.fields.keys()]
+    if len(found) > 1:
+        raise DataError(f"{record.where}: {_several(record, found, mapping)}")
+    if not found:
+        raise DataError(f"{record.where}: {_none(record)}")
+    shape = found[0]
+    misfit = sorted(mapping.keys() - _on_top(shape))
+    if misfit:
+        raise DataError(f"{record.where}: data.fields names {', '.join(misfit)}; rows of {shape.name} have no such.")
+    return _with_top(shape, mapping)
+
+
+def _on_top(shape: Shape) -> frozenset[str]:
+    return next(ON_TOP[body] for body in ON_TOP if body in shape.fields)
+
+
+def _with_top(shape: Shape, mapping: Mapping[str, str]) -> Shape:
+    """The shape with what may come on top, under its own name where the recipe gives no other."""
+    taken = {*shape.fields.values(), *mapping.values()}
+    top = {meaning: mapping.get(meaning, meaning) for meaning in sorted(_on_top(shape))
+           if meaning in mapping or meaning not in taken}  # fmt: skip
+    return Shape(shape.name, {**shape.fields, **top})
+
+
+def _several(record: Record, found: Sequence[Shape], mapping: Mapping[str, str]) -> str:
+    """What to say of a record that fits several shapes: what each of them would leave out."""
+    shapes = " and ".join(" + ".join(shape.fields.values()) for shape in found)
+    said = []
+    for shape in found:
+        filled = [field for field, value in record.fields.items() if not _blank(value)]
+        whole = {meaning: field for meaning, field in _with_top(shape, mapping).fields.items()
+                 if field in filled or meaning in shape.fields}  # fmt: skip
+        left = [field for field in filled if field not in whole.values()]
+        written = ", ".join(f'{meaning} = "{printable(field)}"' for meaning, field in whole.items())
+        said.append(f"fields = {{ {written} }}" + (f", which leaves out {_named(left)}" if left else ""))
+    return f"the fields fit two shapes ({shapes}). Say which is meant with data.fields: {'; or '.join(said)}."
+
+
+def _none(record: Record) -> str:
+    near = {name: name.strip().lower() for name in record.fields
+            if name not in KNOWN and name.strip().lower() in KNOWN}  # fmt: skip
+    advice = (
+        "Use messages, conversations, instruction + response, prompt + completion, question + answer, prompt + chosen "
+        "+ rejected, or text; or say what they are with data.fields."
     )
+    if near:
+        pairs = ", ".join(f"{printable(name)!r} ({meant})" for name, meant in near.items())
+        advice = f"Names are in small letters and without blanks around them: rename {pairs}."
+    return f"no shape of row has these fields ({_named(list(record.fields))}). {advice}"
+
+
+def _named(fields: Sequence[str]) -> str:
+    """Names of fields, of which only known ones are repeated."""
+    known = [name for name in sorted(fields) if name in KNOWN]
+    others = len(fields) - len(known)
+    return ", ".join([*known, *([f"{others} of other names"] if others else [])]) or "none"
 
 
 def _mapped(record: Record, mapping: Mapping[str, str]) -> Shape:
     for meaning, name in mapping.items():
-        if meaning not in OPTIONAL and name not in record.fields:
+        if meaning not in ON_TOP["prompt"] and name not in record.fields:
             raise DataError(
                 f"{record.where}: field {printable(name)!r} is missing; data.fields says that it is the {meaning}."
             )
-    return Shape("data.fields", mapping)
+    body = {meaning: name for meaning, name in mapping.items() if meaning not in ON_TOP["prompt"]}
+    return _with_top(Shape("data.fields", body), mapping)
+
+
+def require_plain_names(record: Record, shape: Shape) -> None:
+    """Refuse a field whose name is nearly one that the shape has, and which would be passed over: `Input`, `system `.
+
+    Raises:
+        DataError: there is one.
+    """
+    for name in record.fields.keys() - set(shape.fields.values()):
+        meant = name.strip().lower()
+        if name != meant and shape.fields.get(meant) == meant and meant not in record.fields:
+            raise DataError(
+                f"{record.where}: field {printable(name)!r} is not read as {meant!r}. Names are in small letters and "
+                "without blanks around them: rename it, or say what it is with data.fields."
+            )
 
 
 def unused(record: Record, shape: Shape) -> set[str]:
-    """Fields of a record, and of its turns, that mean nothing in its shape."""
-    found = set(record.fields) - set(shape.fields.values())
-    for name, keys in (("messages", {"role", "content"}), ("conversations", {"from", "value"})):
-        turns = record.fields.get(shape.fields.get(name, ""))
-        if isinstance(turns, list):
-            others = {key for turn in turns if isinstance(turn, dict) for key in turn} - keys
-            found |= {f"{shape.fields[name]}[].{key}" for key in others}
+    """Fields of a record, and of its turns, in which something stands that means nothing in its shape."""
+    used = shape.fields.values()
+    found = {name for name, value in record.fields.items() if name not in used and not _blank(value)}
+    for meaning, form in FORMS.items():
+        if meaning in shape.fields:
+            name = shape.fields[meaning]
+            found |= unread(record.fields.get(name), name, form)
     return found
 
 
@@ -116,14 +160,17 @@ def require_same(record: Record, shape: Shape, mapping: Mapping[str, str]) -> No
     Raises:
         DataError: it does.
     """
-    needed = {field for meaning, field in shape.fields.items() if meaning not in OPTIONAL}
-    if mapping.keys() - OPTIONAL.keys() or not needed <= record.fields.keys():
+    needed = {field for meaning, field in shape.fields.items() if meaning not in ON_TOP["prompt"]}
+    if mapping.keys() - ON_TOP["prompt"] or not needed <= record.fields.keys():
         return  # the recipe says what is meant; a field that is missing is told where the row is made
     other = recognise(record, mapping)
     if other.name != shape.name:
         raise DataError(
             f"{record.where}: the row is {other.name}, the rows before are {shape.name}. Use one shape a file."
         )
+
+
+# ---------------------------------------------------------------------------------------------------- rows
 
 
 def to_row(record: Record, shape: Shape) -> Row:
@@ -134,23 +181,79 @@ def to_row(record: Record, shape: Shape) -> Row:
     """
     fields, where = shape.fields, record.where
     label = _label(record, fields.get("label"))
-    for name, converse in (("messages", _messages), ("conversations", _conversations)):
-        if name in fields:
-            return Row(converse(_present(record, fields[name], shape), fields[name], where), record.number, label)
     if "text" in fields:
         return Row((), record.number, label, text=_text(record, fields["text"], shape))
-    prompt = _text(record, fields["prompt"], shape)
-    if _given(record, fields.get("input")):
-        prompt = f"{prompt}\n\n{_text(record, fields['input'], shape)}"
-    system = [Turn("system", _text(record, fields["system"], shape))] if _given(record, fields.get("system")) else []
+    asked = asked_in(record, shape)
+    meaning = next((meaning for meaning in FORMS if meaning in fields), None)
+    if meaning is not None:
+        return Row(answered(asked.turns, fields[meaning], where), record.number, label, tools=asked.tools)
     answer = fields.get("response") or fields["chosen"]
     rejected = _text(record, fields["rejected"], shape) if "rejected" in fields else None
-    turns = (*system, Turn("user", prompt), Turn("assistant", _text(record, answer, shape)))
-    return Row(turns, record.number, label, rejected=rejected)
+    turns = (*asked.turns, Turn("assistant", _text(record, answer, shape)))
+    return Row(turns, record.number, label, rejected=rejected, tools=asked.tools)
+
+
+def asked_in(record: Record, shape: Shape) -> Conversation:
+    """All turns of a list of turns; of a record that asks one question, those up to its answer.
+
+    Raises:
+        DataError: a field cannot be used.
+    """
+    fields = shape.fields
+    tools = _tools(record, fields.get("tools"))
+    for meaning, form in FORMS.items():
+        if meaning in fields:
+            turns = turns_of(_present(record, fields[meaning], shape), fields[meaning], record.where, form)
+            return Conversation(_after_system(record, fields.get("system"), turns), tools)
+    asked = [_text(record, fields["prompt"], shape)]
+    asked += [_text(record, fields[more], shape) for more in ("input", "context") if _given(record, fields.get(more))]
+    before = _history(record, fields.get("history"))
+    turns = (*before, Turn("user", "\n\n".join(asked)))
+    return Conversation(_after_system(record, fields.get("system"), turns), tools)
+
+
+def _after_system(record: Record, field: str | None, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """The turns with the record's own system turn before them."""
+    if field is None or not _given(record, field):
+        return turns
+    own = Turn("system", checked(record.fields[field], field, record.where))
+    if turns[0].role != "system":
+        return (own, *turns)
+    if turns[0].content != own.content:
+        raise DataError(
+            f"{record.where}: field {printable(field)!r} and the first turn are two system turns. Keep one of them."
+        )
+    return turns
+
+
+def _history(record: Record, field: str | None) -> tuple[Turn, ...]:
+    """What was asked and answered before: a list of [question, answer]."""
+    if field is None or not _given(record, field):
+        return ()
+    value, name = record.fields[field], printable(field)
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        raise DataError(f"{record.where}: field {name!r} must be a list of [question, answer], oldest first.")
+    turns: list[Turn] = []
+    for index, (asked, said) in enumerate(value):
+        place = f"{field}[{index}]"
+        turns.append(Turn("user", checked(asked, place, record.where)))
+        turns.append(Turn("assistant", checked(said, place, record.where)))
+    return tuple(turns)
+
+
+def _tools(record: Record, field: str | None) -> str | None:
+    if field is None or not _given(record, field):
+        return None
+    return tools_of(record.fields[field], field, record.where)
 
 
 def _given(record: Record, field: str | None) -> bool:
-    return field is not None and record.fields.get(field) not in (None, "")
+    return field is not None and not _blank(record.fields.get(field))
+
+
+def _blank(value: Any) -> bool:
+    """Whether nothing stands in a field."""
+    return value is None or value == [] or value == {} or (isinstance(value, str) and not value.strip())
 
 
 def _present(record: Record, field: str, shape: Shape) -> Any:
@@ -166,26 +269,6 @@ def _text(record: Record, field: str, shape: Shape) -> str:
     return checked(_present(record, field, shape), field, record.where)
 
 
-def checked(value: Any, field: str, where: str) -> str:
-    """Return text that can be used as it is.
-
-    Raises:
-        DataError: no text, blank, or with characters that no text has.
-    """
-    name = printable(field)
-    if not isinstance(value, str):
-        raise DataError(f"{where}: field {name!r} must be text, not {json_type(value)}.")
-    if not value.strip():
-        raise DataError(f"{where}: field {name!r} is blank.")
-    if "\x00" in value:
-        raise DataError(f"{where}: field {name!r} has a NUL character.")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: field {name!r} has half of a surrogate pair.") from None
-    return value
-
-
 def _label(record: Record, field: str | None) -> str | None:
     if field is None or (value := record.fields.get(field)) is None:
         return None
@@ -198,60 +281,3 @@ def _label(record: Record, field: str | None) -> str | None:
         raise DataError(f"{record.where}: field {printable(field)!r} has {len(value)} characters; a label has at most "
                         f"{LONGEST_LABEL}. If it is none, name another with data.fields.")  # fmt: skip
     return checked(value, field, record.where)
-
-
-def _messages(value: Any, field: str, where: str) -> tuple[Turn, ...]:
-    return _answered(messages(value, field, where), field, where)
-
-
-def messages(value: Any, field: str, where: str) -> tuple[Turn, ...]:
-    """The turns of a list of {"role", "content"}, whoever speaks last.
-
-    Raises:
-        DataError: it is none, or the roles are not in turn.
-    """
-    return _turns(value, field, where, "role", "content", lambda role: role)
-
-
-SHAREGPT: Mapping[str, Role] = {
-    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
-}  # fmt: skip
-
-
-def _conversations(value: Any, field: str, where: str) -> tuple[Turn, ...]:
-    turns = _turns(value, field, where, "from", "value", lambda name: SHAREGPT.get(name, name))
-    return _answered(turns, field, where)
-
-
-def _answered(turns: tuple[Turn, ...], field: str, where: str) -> tuple[Turn, ...]:
-    if turns[-1].role != "assistant":
-        raise DataError(f"{where}: {printable(field)}: the last turn must be the assistant's.")
-    return turns
-
-
-def _turns(
-    value: Any, field: str, where: str, speaker: str, said: str, role_of: Callable[[str], str]
-) -> tuple[Turn, ...]:
-    name = printable(field)
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: field {name!r} must be a list with at least a user and an assistant turn.")
-    turns: list[Turn] = []
-    for index, item in enumerate(value):
-        place = f"{where}: {name}[{index}]"
-        if not isinstance(item, dict) or speaker not in item or said not in item:
-            raise DataError(f"{place}: must be an object with {speaker!r} and {said!r}.")
-        if not isinstance(item[speaker], str):
-            raise DataError(f"{place}: {speaker!r} must be text, not {json_type(item[speaker])}.")
-        role = role_of(item[speaker])
-        expected = _expected(turns)
-        if role not in expected:
-            raise DataError(f"{place}: the role must be {' or '.join(expected)} here.")
-        turns.append(Turn(role, checked(item[said], said, place)))
-    return tuple(turns)
-
-
-def _expected(turns: list[Turn]) -> tuple[Role, ...]:
-    """Which role may speak next."""
-    if not turns:
-        return ("system", "user")
-    return ("assistant",) if turns[-1].role == "user" else ("user",)

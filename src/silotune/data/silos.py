@@ -33,7 +33,7 @@ def find_silos(patterns: str | Sequence[str]) -> tuple[SiloFiles, ...]:
 
     A pattern (glob) may match a silo's folder with `train.*` and optionally `test.*`; a folder of such folders; a
     folder of files `NAME.train.*` and optionally `NAME.test.*`; or such files themselves. A split may be several
-    files (`train.jsonl`, `train.2.csv`), which are read in the order of their names.
+    files (`train.jsonl`, `train.2.csv`), which are read in the order of their names. Folders of runs are no silos.
 
     Raises:
         DataError: nothing there, or two silos of one name.
@@ -44,13 +44,35 @@ def find_silos(patterns: str | Sequence[str]) -> tuple[SiloFiles, ...]:
         if pattern.startswith(HUB):
             raise DataError(f"data.silos: {printable(pattern)} is a dataset, not a silo. Name a silo for it with "
                             "[[data.silos]], or deal it out with [data.pool].")  # fmt: skip
-        matches = [Path(match) for match in _matches(pattern, "data.silos")]
+        matches = [Path(match) for match in _matches(pattern, "data.silos") if not _only_runs(Path(match))]
         silos = [silo for match in matches for silo in _silos_at(match) or (_no_silo(match) if match.is_dir() else [])]
         if not silos:
             raise DataError(f"data.silos: {printable(pattern)} holds no train.* and no NAME.train.* file of rows "
                             f"({', '.join(ENDINGS)}).")  # fmt: skip
         found += silos
     return _by_name(found)
+
+
+def find_runs(patterns: Sequence[str]) -> tuple[str, ...]:
+    """Names of the folders that patterns name as silos, or that lie in those, and that are folders of runs."""
+    found = []
+    for match in (Path(match) for pattern in patterns for match in _matches(pattern, "data.silos")):
+        inside = _entries(match) if match.is_dir() else []
+        found += [match.name] if _is_run(match) else [f"{match.name}/{path.name}" for path in inside if _is_run(path)]
+    return tuple(map(printable, found))
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder is that of a run, or is becoming one."""
+    made = (path / "recipe.toml").is_file() and (path / "environment.json").is_file()
+    return made or (path / ".unfinished").is_dir()
+
+
+def _only_runs(path: Path) -> bool:
+    """Whether a folder is a run's, or holds folders of runs and nothing else."""
+    if not path.is_dir():
+        return False
+    return _is_run(path) or (bool(entries := _entries(path)) and all(map(_is_run, entries)))
 
 
 def listed_silos(sources: Sequence[SiloSource]) -> tuple[SiloFiles, ...]:
@@ -94,7 +116,8 @@ def _matches(pattern: str, key: str) -> list[str]:
         reason = getattr(error, "strerror", None) or "not a path"
         raise DataError(f"{key}: {printable(pattern)[:200]} cannot be looked at ({reason}).") from None
     if not found:
-        raise DataError(f"{key}: nothing matches {printable(pattern)[:200]}.")
+        advice = " Write / between folders, not a backslash." if "\\" in pattern else ""
+        raise DataError(f"{key}: nothing matches {printable(pattern)[:200]}.{advice}")
     return found
 
 
@@ -118,7 +141,7 @@ def _silos_at(path: Path) -> list[SiloFiles]:
         return silos
     found = []
     for entry in _entries(path):
-        if entry.is_dir():
+        if entry.is_dir() and not _only_runs(entry):
             found += _silos_in(entry) or _no_silo(entry)
     return found
 

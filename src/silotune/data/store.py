@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from silotune import cache
 from silotune.data.files import printable, require_file
 from silotune.data.hub import identity
+from silotune.data.readers import place
 from silotune.data.reading import Reading, Seen, read_rows
 from silotune.data.rows import Row
-from silotune.data.tokens import Example, encode
+from silotune.data.tokens import ChatOptions, Example, RowError, encode
 from silotune.errors import DataError
 from silotune.settings import HUB
 
-FORMAT = 2
+FORMAT = 3
 """Changes when the same content would be read, dealt out or looked through to another result."""
 BLOCK_ROWS, BLOCK_BYTES = 512, 4 << 20
 """Rows are tokenised in blocks of so many, or of so many bytes of text."""
@@ -40,8 +41,8 @@ class Described:
     """What holds for all rows of a store."""
 
     shape: str
-    unused: tuple[str, ...]
-    """Fields that were read past."""
+    unused: Mapping[str, tuple[str, ...]]
+    """Fields that were read past, by the name of their file."""
     labels: tuple[str, ...]
     """Values of the label field, in the order of their first row."""
     pairs: bool
@@ -66,6 +67,8 @@ class Store:
     """(rows,): shortened in the user's text, or by early exchanges."""
     answer_cut: NDArray[np.bool_]
     """(rows,): the answer lost its end."""
+    thoughts_dropped: NDArray[np.bool_]
+    """(rows,): the template leaves out what the assistant thought before an answer."""
     places: NDArray[np.int32]
     """(rows, 2): number of the file, and of the line in it."""
     labels: NDArray[np.int32]
@@ -74,6 +77,10 @@ class Store:
     """(rows, 16): rows of one digest say the same, white space apart."""
     text_bytes: NDArray[np.int64]
     """(rows,)"""
+    max_length: int
+    """Tokens of an example at most."""
+    options: ChatOptions
+    """How conversations became tokens."""
 
     @property
     def size(self) -> int:
@@ -81,18 +88,26 @@ class Store:
         return len(self.cut)
 
 
-ARRAYS = ("offsets", "rows", "loss_tokens", "cut", "answer_cut", "places", "labels", "digests", "text_bytes")
+ARRAYS = ("offsets", "rows", "loss_tokens", "cut", "answer_cut", "thoughts_dropped", "places", "labels", "digests",
+          "text_bytes")  # fmt: skip
 
 
-def open_store(sources: Sequence[str], reading: Reading, tokenizer: Any, max_length: int) -> Store:
+def open_store(
+    sources: Sequence[str],
+    reading: Reading,
+    tokenizer: Any,
+    max_length: int,
+    options: ChatOptions = ChatOptions(),  # noqa: B008
+) -> Store:
     """The tokenised rows of files, from the cache if files, tokenizer and settings are what they were.
 
     Raises:
         DataError: a row cannot be used; nothing is kept then.
     """
-    blocks = functools.partial(_read_and_encode, sources, reading, tokenizer, max_length)
-    depends = max_length, _tokenizer_digest(Same(tokenizer)), tokenizer.chat_template
-    return _opened(kept("tokens", sources, reading, depends, lambda folder: _build(folder, blocks)))
+    blocks = functools.partial(_read_and_encode, sources, reading, tokenizer, max_length, options)
+    depends = max_length, options, _tokenizer_digest(Same(tokenizer)), tokenizer.chat_template
+    folder = kept("tokens", sources, reading, depends, lambda folder: _build(folder, blocks))
+    return _opened(folder, max_length, options)
 
 
 # -------------------------------------------------------------------------------------------- by content
@@ -195,6 +210,7 @@ class _Index:
     loss_tokens: "array[int]" = field(default_factory=lambda: array("i"))
     cut: "array[int]" = field(default_factory=lambda: array("b"))
     answer_cut: "array[int]" = field(default_factory=lambda: array("b"))
+    thoughts_dropped: "array[int]" = field(default_factory=lambda: array("b"))
     places: "array[int]" = field(default_factory=lambda: array("i"))
     labels: "array[int]" = field(default_factory=lambda: array("i"))
     digests: bytearray = field(default_factory=bytearray)
@@ -208,6 +224,7 @@ class _Index:
             "loss_tokens": np.array(self.loss_tokens, np.int32),
             "cut": np.array(self.cut, np.bool_),
             "answer_cut": np.array(self.answer_cut, np.bool_),
+            "thoughts_dropped": np.array(self.thoughts_dropped, np.bool_),
             "places": np.array(self.places, np.int32).reshape(-1, 2),
             "labels": np.array(self.labels, np.int32),
             "digests": np.frombuffer(bytes(self.digests), np.uint8).reshape(-1, 16),
@@ -216,13 +233,13 @@ class _Index:
 
 
 def _read_and_encode(
-    sources: Sequence[str], reading: Reading, tokenizer: Any, max_length: int, seen: Seen
+    sources: Sequence[str], reading: Reading, tokenizer: Any, max_length: int, options: ChatOptions, seen: Seen
 ) -> Iterator[tuple[int, Row, list[Example]]]:
     """Yield (number of the source, row, its examples); a block is tokenised while the next one is read."""
     with ThreadPoolExecutor(1) as worker:
         pending: tuple[Block, Future[list[list[Example]]]] | None = None
         for block in _blocks(read_rows(sources, reading, seen)):
-            following = block, worker.submit(encode, tokenizer, [row for _, row in block], max_length)
+            following = block, worker.submit(encode, tokenizer, [row for _, row in block], max_length, options)
             if pending is not None:
                 yield from _encoded(sources, *pending)
             pending = following
@@ -235,8 +252,8 @@ def _encoded(
 ) -> Iterator[tuple[int, Row, list[Example]]]:
     try:
         encoded = result.result()
-    except DataError as error:
-        raise DataError(f"{printable(sources[block[0][0]])}, {error}") from None
+    except RowError as error:
+        raise DataError(f"{place(sources[block[0][0]], error.line)}: {error.reason}") from None
     for (source, row), examples in zip(block, encoded, strict=True):
         yield source, row, examples
 
@@ -269,6 +286,7 @@ def _build(folder: Path, read: Any) -> None:
                 index.loss_tokens.append(example.loss_tokens)
             index.cut.append(any(example.cut for example in examples))
             index.answer_cut.append(any(example.answer_cut for example in examples))
+            index.thoughts_dropped.append(any(example.thoughts_dropped for example in examples))
             index.places.extend((source, row.line))
             index.labels.append(-1 if row.label is None else labels.setdefault(row.label, len(labels)))
             index.digests += row.digest
@@ -276,18 +294,20 @@ def _build(folder: Path, read: Any) -> None:
             pairs = pairs or row.rejected is not None
     for name, values in index.arrays().items():
         np.save(folder / f"{name}.npy", values)
-    described = Described(seen.shape, tuple(sorted(seen.unused)), tuple(labels), pairs)
+    unused = {Path(source).name: tuple(sorted(fields)) for source, fields in sorted(seen.unused.items())}
+    described = Described(seen.shape, unused, tuple(labels), pairs)
     (folder / "described.json").write_text(json.dumps(asdict(described)), encoding="utf-8")
 
 
-def _opened(folder: Path) -> Store:
+def _opened(folder: Path, max_length: int, options: ChatOptions) -> Store:
     told = json.loads((folder / "described.json").read_text(encoding="utf-8"))
-    described = Described(told["shape"], tuple(told["unused"]), tuple(told["labels"]), told["pairs"])
+    unused = {name: tuple(fields) for name, fields in told["unused"].items()}
+    described = Described(told["shape"], unused, tuple(told["labels"]), told["pairs"])
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
     tokens = int(arrays["offsets"][-1])
     ids = np.memmap(folder / "ids.bin", np.int32, "r") if tokens else np.zeros(0, np.int32)
     answered = np.memmap(folder / "answered.bin", np.bool_, "r") if tokens else np.zeros(0, np.bool_)
-    return Store(described, ids, answered, **arrays)
+    return Store(described, ids, answered, **arrays, max_length=max_length, options=options)
 
 
 # ------------------------------------------------------------------------------------------------ split
@@ -335,6 +355,13 @@ class Split(Sequence[Example]):
         return Example(self.store.ids[start:end], self.store.answered[start:end], cut, answer_cut)
 
     @property
+    def questions(self) -> NDArray[np.int64]:
+        """Of each row that has a question, the number of the example with its last answer, rising."""
+        row_of = self.row_of
+        last = np.flatnonzero(np.append(row_of[1:] != row_of[:-1], True)) if len(row_of) else np.zeros(0, np.int64)
+        return np.array([index for index in last.tolist() if self[index].last_answer], np.int64)
+
+    @property
     def rows(self) -> int:
         """Rows, lost ones too."""
         return len(self.chosen)
@@ -363,6 +390,11 @@ class Split(Sequence[Example]):
     def answer_cut(self) -> int:
         """Rows in which the answer lost its end."""
         return int(self.store.answer_cut[self.chosen].sum())
+
+    @property
+    def thoughts_dropped(self) -> int:
+        """Rows of which the template leaves out what the assistant thought before an answer."""
+        return int(self.store.thoughts_dropped[self.chosen].sum())
 
     @property
     def lost(self) -> int:

@@ -3,6 +3,7 @@
 Numbers and names only, no row's text. Labels are values of the label field, shown to whoever holds the files.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +18,17 @@ from silotune.data.corpus import (
     chosen_rows,
     corpus_of,
     leaks_of,
+    options_of,
     reading_of,
     require_answers,
     require_something,
+    runs_among,
     silos_of,
 )
-from silotune.data.readers import ENDINGS
+from silotune.data.readers import ENDINGS, place
 from silotune.data.silos import SiloFiles
 from silotune.data.store import Split, Store, open_store
+from silotune.data.template_check import oddities
 from silotune.settings import HUB, Recipe
 
 QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
@@ -50,12 +54,15 @@ class SplitSurvey:
     """Rows in which the answer lost its end."""
     lost: int
     """Rows of which no token of the response fits; they are left out."""
+    thoughts_dropped: int
+    """Rows of which the chat template leaves out what the assistant thought before an answer."""
     duplicates: int
     """Rows that say what a row before them says."""
     labels: Mapping[str, int]
     """Rows of each label, the commonest first."""
     text_bytes: int
-    fields_not_read: tuple[str, ...]
+    fields_not_read: Mapping[str, tuple[str, ...]]
+    """By the name of a file."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +86,38 @@ class SiloSurvey:
         return (self.train,) if self.test is None else (self.train, self.test)
 
 
+@dataclass(frozen=True)
+class TokenisedRow:
+    """A row as it is learned, for the eyes of whoever holds it."""
+
+    silo: str
+    place: str
+    """Where it stands."""
+    examples: tuple[tuple[tuple[str, bool], ...], ...]
+    """The tokens of each of its examples, and whether each carries loss."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What `check` finds."""
+
+    recipe: Recipe
+    silos: Sequence[SiloSurvey]
+    oddities: Sequence[str]
+    """What is odd about the base's chat template."""
+    runs: Sequence[str]
+    """Names of folders that lie among the silos and are folders of runs."""
+    rows: Sequence[TokenisedRow]
+
+
 def survey(
     recipe: Recipe,
     tokenizer: Any,
     single: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
     trains: bool = True,
-) -> list[SiloSurvey]:
+    show: int = 0,
+) -> Survey:
     """Read and tokenise everything that a recipe's silos hold.
 
     Args:
@@ -94,21 +126,22 @@ def survey(
         single: one file to look at, in place of the recipe's silos.
         report: called with each silo's name before it is read.
         trains: refuse all that training would; else rows that nothing learns from yet are counted like others.
+        show: rows to show as tokens, the first of each silo in turn.
 
     Raises:
         DataError: at the first row or silo that cannot be used.
     """
     silos = (SiloFiles(single.name, (str(single),)),) if single else silos_of(recipe.data, recipe.seed)
-    reading, length = reading_of(recipe.data), recipe.data.max_length
+    reading, length, options = reading_of(recipe.data), recipe.data.max_length, options_of(recipe)
     opened: list[tuple[SiloFiles, Store, Store, Chosen | None]] = []
     for files in silos:
         report(files.name)
-        train = open_store(files.train, reading, tokenizer, length)
-        test = open_store(files.test, reading, tokenizer, length) if files.test else train
+        train = open_store(files.train, reading, tokenizer, length, options)
+        test = open_store(files.test, reading, tokenizer, length, options) if files.test else train
         chosen = None if single else chosen_rows(files, train.size, test.size, recipe.data.holdout, recipe.seed)
         opened.append((files, train, test, chosen))
     folder = None if single else leaks_of(silos, reading, recipe.data.holdout, recipe.seed)
-    found = []
+    found, splits = [], []
     for files, train, test, chosen in opened:
         leaked = leaks.read(folder, files.name) if folder else leaks.Leaks()
         whole, nothing = np.arange(train.size), np.arange(0)
@@ -120,7 +153,27 @@ def survey(
             require_something(files, corpus, length)
         tested = _split(files.test or files.train, corpus.test) if chosen is not None else None
         own = _split(files.train, corpus.train)
+        splits.append((files, corpus.train))
         found.append(SiloSurvey(files.name, own, tested, not files.test, leaked, _not_read(files, silos)))
+    runs = () if single or recipe.data.pool is not None else runs_among(recipe.data)
+    return Survey(recipe, found, oddities(tokenizer, recipe.data.system), runs, _rows(splits, tokenizer, show))
+
+
+def _rows(splits: Sequence[tuple[SiloFiles, Split]], tokenizer: Any, count: int) -> list[TokenisedRow]:
+    """The first rows of each silo in turn, as tokens."""
+    queues = [[(files, split, row) for row in split.chosen[:count].tolist()] for files, split in splits]
+    in_turn = [one for several in itertools.zip_longest(*queues) for one in several if one is not None]
+    found = []
+    for files, split, row in in_turn[:count]:
+        store = split.store
+        examples = [split[index] for index in np.flatnonzero(split.row_of == row).tolist()]
+        source, line = store.places[row].tolist()
+        words = [
+            tuple((tokenizer.decode([token]), bool(answered)) for token, answered in
+                  zip(example.ids.tolist(), example.answered.tolist(), strict=True))
+            for example in examples
+        ]  # fmt: skip
+        found.append(TokenisedRow(files.name, place(Path(files.train[source]).name, line), tuple(words)))
     return found
 
 
@@ -141,6 +194,7 @@ def _split(sources: Sequence[str], split: Split) -> SplitSurvey:
         cut=split.cut,
         answer_cut=split.answer_cut,
         lost=split.lost,
+        thoughts_dropped=split.thoughts_dropped,
         duplicates=split.rows - len(digests),
         labels={store.described.labels[label]: count for count, label in by_count if label >= 0},
         text_bytes=split.text_bytes,

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from silotune import atomic
 from silotune.errors import InputError
 from silotune.reference import commented_recipe
 
@@ -58,12 +59,13 @@ def write_starter(folder: Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: is there already. Give the name of a new folder.")
     try:
-        for name, rows in SILOS.items():
-            silo = folder / "silos" / name
-            silo.mkdir(parents=True)
-            lines = [json.dumps({"question": question, "answer": answer}) for question, answer in rows]
-            (silo / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (folder / "recipe.toml").write_text(commented_recipe(CHOSEN, HEADER), encoding="utf-8")
+        with atomic.new_folder(folder.absolute()) as unfinished:
+            for name, rows in SILOS.items():
+                silo = unfinished / "silos" / name
+                silo.mkdir(parents=True)
+                lines = [json.dumps({"question": question, "answer": answer}) for question, answer in rows]
+                (silo / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            (unfinished / "recipe.toml").write_text(commented_recipe(CHOSEN, HEADER), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}).") from None
     return folder / "recipe.toml"

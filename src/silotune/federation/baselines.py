@@ -25,7 +25,7 @@ from silotune import atomic
 from silotune.algorithms.interface import ServerState
 from silotune.data.joined import Joined
 from silotune.data.seeds import derive
-from silotune.errors import FederationError, Interrupted, RunError
+from silotune.errors import DivergedError, FederationError, Interrupted
 from silotune.federation import checkpoint, result
 from silotune.federation.checkpoint import Saved
 from silotune.federation.events import Event
@@ -33,7 +33,7 @@ from silotune.federation.ground import Ground
 from silotune.federation.metrics import silo_line
 from silotune.federation.run import RunFolder
 from silotune.model import lora
-from silotune.model.adapter import AdapterSpec, AdapterState, initial_adapter
+from silotune.model.adapter import AdapterState, initial_adapter
 from silotune.model.base import place
 from silotune.settings import FederationSettings, Recipe, TrainingSettings
 
@@ -120,9 +120,7 @@ def _numbers(ground: Ground) -> list[str]:
 def put(ground: Ground, model: Model) -> None:
     """Have a model's adapter lie in the resident base."""
     if model.adapter is not None:
-        adapter: AdapterState = lora.load(model.adapter)
-        if AdapterSpec.of(adapter) != ground.resident.spec:
-            raise RunError(f"{model.adapter}: the adapter does not fit the base model and the settings of the run.")
+        adapter: AdapterState = lora.load(model.adapter, ground.resident.spec, ground.recipe.lora)
     else:
         adapter = initial_adapter(ground.resident.spec, derive(model.seed, "adapter"))
     lora.put(ground.resident.model, adapter)
@@ -181,7 +179,6 @@ def pooled(ground: Ground, seed: int, together: Spent) -> Model:
     names = sorted(ground.silos)
 
     def train(work: RunFolder) -> AdapterState:
-        from silotune.training.local import DivergedError
 
         try:
             return _pool(ground, work, recipe, names)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from silotune.algorithms.interface import ServerState
-from silotune.atomic import sync
+from silotune.atomic import sync, tensor_errors
 from silotune.errors import RunError
 from silotune.federation.run import RunFolder
 from silotune.wire.profile import Profile
@@ -48,7 +48,9 @@ def save(run: RunFolder, saved: Saved) -> None:
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=run.states))
     tensors = {f"adapter/{name}": value for name, value in saved.state.adapter.items()}
     tensors |= {f"extra/{name}": value for name, value in saved.state.extra.items()}
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, unfinished / "state.safetensors")
+    with tensor_errors():
+        whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        save_file(whole, unfinished / "state.safetensors")
     described = {
         "format": FORMAT,
         "round": saved.state.round,
@@ -83,6 +85,8 @@ def latest(run: RunFolder) -> Saved | None:
             raise RunError(f"{folder}: written in format {described['format']}, this version reads format {FORMAT}.")
         profiles = {name: Profile(**values) for name, values in described["profiles"].items()}
         state = ServerState(described["round"], _below("adapter/", tensors), _below("extra/", tensors))
+        if not all(np.isfinite(value).all() for value in tensors.values()):
+            raise ValueError("not finite")
         return Saved(state, profiles, described["metrics_bytes"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(

@@ -24,6 +24,7 @@ from silotune import algorithms
 from silotune.data.corpus import Corpus, leaks_of, load_corpus, reading_of
 from silotune.data.files import printable
 from silotune.data.silos import SiloConfig, find_silos
+from silotune.data.tokens import ChatOptions
 from silotune.errors import InputError, SilotuneError
 from silotune.federation.local import cores, crew_of
 from silotune.model.adapter import AdapterState, initial_adapter
@@ -199,7 +200,8 @@ def prepare(request: Envelope, silo: SiloConfig) -> Work:
     silo = replace(silo, holdout=holdout)
     if silo.leaks is None:
         silo = replace(silo, leaks=leaks_of([silo.files], silo.reading, holdout, job.seed))
-    corpus = load_corpus(silo, resident.tokenizer, job.max_length, job.seed)
+    options = ChatOptions(job.system, job.training.loss_on)
+    corpus = load_corpus(silo, resident.tokenizer, job.max_length, job.seed, options)
     round_ = int(request.fields.get("round", 0))
     keep = Keep(silo.keep, silo.keep_mib << 20)  # type: ignore[arg-type]
     ways = ways_of(resident.model, resident.device, job.lora.dropout, keep)
@@ -220,6 +222,8 @@ def _base(job: Job, silo: SiloConfig) -> str:
 def _hello(request: Envelope, silo: SiloConfig) -> Envelope:
     work = prepare(request, silo)
     train, test = work.corpus.train, work.corpus.test
+    for file, fields in {**test.store.described.unused, **train.store.described.unused}.items():
+        logger.warning("%s: fields that are not read: %s", printable(file), ", ".join(map(printable, fields)))
     profile = Profile(
         silo=silo.files.name,
         fingerprint=work.tuner.fingerprint,

@@ -11,8 +11,8 @@ from typing import Any
 class Event:
     """One thing that happened.
 
-    Kinds: `run`, `leaks`, `start`, `message` (a line of the ledger), `joined`, `round_start`, `asked`, `answered`,
-    `left_out`, `round` (it is saved), `tracker_failed`, `finishing`.
+    Kinds: `run`, `leaks`, `fields_not_read`, `remark`, `start`, `message` (a line of the ledger), `joined`,
+    `round_start`, `asked`, `answered`, `left_out`, `round` (it is saved), `tracker_failed`, `finishing`.
     """
 
     kind: str

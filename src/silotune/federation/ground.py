@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from silotune.data.corpus import Corpus, load_corpus
+from silotune.data.corpus import Corpus, load_corpus, options_of
 from silotune.data.files import printable
 from silotune.data.silos import SiloConfig
 from silotune.data.store import Split
@@ -77,7 +77,9 @@ class Ground:
     def corpus(self, silo: str, rows: int = 0) -> Corpus:
         """A silo's text in tokens, with `rows` training rows at most (0: all)."""
         config = replace(self.silos[silo], rows=rows)
-        return load_corpus(config, self.tokenizer, self.recipe.data.max_length, self.recipe.seed)
+        return load_corpus(
+            config, self.tokenizer, self.recipe.data.max_length, self.recipe.seed, options_of(self.recipe)
+        )
 
     def digest(self, silo: str, split: str, rows: int = 0) -> str:
         """Of all that training on a silo's rows, or a test on them, depends on."""

@@ -5,19 +5,20 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from silotune.data import leaks
-from silotune.data.corpus import leaks_of, load_corpus, reading_of, silos_of
+from silotune.data.corpus import leaks_of, load_corpus, options_of, reading_of, runs_among, silos_of
 from silotune.data.files import printable
 from silotune.data.leaks import Leaks
 from silotune.data.silos import SiloConfig, SiloFiles
 from silotune.data.store import stamp
-from silotune.errors import RecipeError
+from silotune.data.template_check import oddities
+from silotune.errors import OutputError, RecipeError
 from silotune.federation.events import Event, Venue, Watcher
 from silotune.federation.progress import ask_to_stop
 from silotune.model.base import LOCAL, load_tokenizer, locate, place, public_name
@@ -36,6 +37,10 @@ class Crew:
     threads: int
     leaks: Mapping[str, Leaks]
     """Of each silo's test, rows that also stand in any silo's training text."""
+    unread: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    """Of each silo, by the name of a file, fields that are not read."""
+    remarks: Sequence[str] = ()
+    """What is odd about the base's chat template, and what was passed over."""
 
     def showing(self, scratch: Path) -> "Crew":
         """The same crew, showing its progress in a folder."""
@@ -52,9 +57,14 @@ def muster(recipe: Recipe) -> Crew:
     crew = crew_of(recipe)
     require_enough(recipe, [silo.files.name for silo in crew.silos])
     tokenizer = load_tokenizer(locate(recipe.model.base))
+    unread: dict[str, Mapping[str, Sequence[str]]] = {}
     for silo in crew.silos:
-        load_corpus(silo, tokenizer, recipe.data.max_length, recipe.seed)
-    return crew
+        corpus = load_corpus(silo, tokenizer, recipe.data.max_length, recipe.seed, options_of(recipe))
+        found = {**corpus.test.store.described.unused, **corpus.train.store.described.unused}
+        if found:
+            unread[silo.files.name] = found
+    runs = [f"{name} is the folder of a run and no silo: it is left out" for name in runs_among(recipe.data)]
+    return replace(crew, unread=unread, remarks=(*runs, *oddities(tokenizer, recipe.data.system)))
 
 
 def require_enough(recipe: Recipe, names: Sequence[str]) -> None:
@@ -133,8 +143,9 @@ def quiet(log: Path) -> Iterator[Callable[[Watcher], Watcher]]:
         os.dup2(target, 2)
         yield lambda watch: _aloud(watch, kept)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, OutputError):  # the log's disk may be full
+                stream.flush()
         for number, descriptor in enumerate(kept, 1):
             os.dup2(descriptor, number)
             os.close(descriptor)

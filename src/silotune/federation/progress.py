@@ -5,6 +5,7 @@ the screen reads; a file `stop` there asks them to end at their next step, and o
 for the end of that work alone. Nothing of it crosses a network: a deployed silo has no such folder.
 """
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ class Progress:
             return
         self.still_wanted()
         state = {"silo": self.silo, "round": self.round, "kind": self.kind, **figures}
-        atomic.write_text(self.folder / f"{_short(self.silo)}.json", json.dumps(state), durable=False)
+        with contextlib.suppress(OSError):  # a full disk is no reason not to train
+            atomic.write_text(self.folder / f"{_short(self.silo)}.json", json.dumps(state), durable=False)
 
     def still_wanted(self) -> None:
         """Go on only if somebody waits for the result.
@@ -71,8 +73,9 @@ def require_going(folder: Path) -> None:
 
 
 def call_off(folder: Path, silo: str, round_: int, kind: str) -> None:
-    """Ask one piece of work to end at its next step, or not to begin."""
-    _called_off(folder, silo, round_, kind).touch()
+    """Ask one piece of work to end at its next step, or not to begin; on a disk that takes nothing it goes on."""
+    with contextlib.suppress(OSError):
+        _called_off(folder, silo, round_, kind).touch()
 
 
 def _called_off(folder: Path, silo: str, round_: int, kind: str) -> Path:
@@ -85,5 +88,6 @@ def _short(silo: str) -> str:
 
 
 def ask_to_stop(folder: Path) -> None:
-    """Ask all work that shows its progress in this folder to end at its next step."""
-    (folder / STOP).touch()
+    """Ask all work that shows its progress in this folder to end at its next step, if the disk takes the wish."""
+    with contextlib.suppress(OSError):
+        (folder / STOP).touch()

@@ -7,6 +7,7 @@ from pathlib import Path
 from silotune.federation.run import RunFolder
 from silotune.model import base, lora
 from silotune.model.adapter import AdapterSpec, AdapterState
+from silotune.model.generation import stopping
 from silotune.settings import Recipe
 
 
@@ -20,14 +21,22 @@ def adapter_spec(recipe: Recipe) -> AdapterSpec:
 
 
 def write_adapter(run: RunFolder, recipe: Recipe, adapter: AdapterState) -> None:
-    """Write `adapter/`, whole or not at all; one that is there is replaced, and what a kill has left is removed."""
+    """Write `adapter/`, whole or not at all; one that is there is replaced, and what a kill has left is removed.
+
+    Beside PEFT's files there are the chat template that was trained with and the base's generation settings, saying
+    all that ends an answer: the base may have none, or not know the end of turn that answers were trained to say.
+    """
     for leftover in run.path.glob(".adapter-*"):
         shutil.rmtree(leftover)
-    skeleton = base.load_skeleton(base.locate(recipe.model.base))
+    location = base.locate(recipe.model.base)
+    skeleton = base.load_skeleton(location)
     config = lora.peft_config(skeleton, recipe.lora)
     unfinished = Path(tempfile.mkdtemp(prefix=".adapter-", dir=run.path))
     unfinished.chmod(0o755)
     lora.save(adapter, config, unfinished, base.published_name(recipe.model.base))
+    tokenizer = base.load_tokenizer(location)
+    stopping(base.generation_settings(location), tokenizer).save_pretrained(unfinished)
+    (unfinished / "chat_template.jinja").write_text(tokenizer.get_chat_template(), encoding="utf-8")
     if run.adapter.exists():
         shutil.rmtree(run.adapter)
     unfinished.rename(run.adapter)

@@ -126,6 +126,7 @@ def create(recipe: Recipe, path: Path) -> RunFolder:
     run = RunFolder(path.resolve())
     if not _free(run):
         raise RunError(f"{path}: exists already. Choose another --out, or go on with --resume {path}.")
+    here = run.path.exists()
     try:
         unfinished = run.path / UNFINISHED
         unfinished.mkdir(parents=True, exist_ok=True)
@@ -137,6 +138,8 @@ def create(recipe: Recipe, path: Path) -> RunFolder:
         shutil.rmtree(unfinished)
         atomic.sync(run.path)
     except OSError as error:
+        if not here:
+            shutil.rmtree(run.path, ignore_errors=True)
         raise RunError(f"{path}: cannot be written ({error.strerror}).") from None
     return run
 

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from silotune import algorithms
 from silotune.algorithms.interface import Aggregate, Cohort, Contribution, ServerState
 from silotune.data.seeds import derive
-from silotune.errors import AdmissionError, FederationError
+from silotune.errors import AdmissionError, DivergedError, FederationError, RunError
 from silotune.federation import checkpoint
 from silotune.federation.checkpoint import Saved
 from silotune.federation.events import Venue
@@ -24,7 +24,7 @@ from silotune.federation.inline import InlineGrid
 from silotune.federation.members import Federation, assemble
 from silotune.federation.metrics import figures, round_line, silo_line
 from silotune.federation.run import RunFolder
-from silotune.model.adapter import AdapterSpec, AdapterState, initial_adapter
+from silotune.model.adapter import AdapterSpec, AdapterState, fault_of, initial_adapter
 from silotune.model.base import public_name
 from silotune.settings import Job, Recipe
 from silotune.wire import manifest
@@ -52,6 +52,12 @@ def federate(
         ModelError: the silos do not agree on a base.
     """
     saved = checkpoint.latest(run)
+    if saved and (fault := fault_of(saved.state.adapter, spec)):
+        round_ = saved.state.round
+        raise RunError(
+            f"{run.states}: the adapter of round {round_} cannot be used: {fault}. Remove the folder of that round to "
+            "go on from the one before."
+        )
     checkpoint.rewind(run, saved)
     with opened(grid, recipe, run, venue, spec, saved) as federation:
         federation.scored = scored
@@ -100,6 +106,7 @@ def _job(recipe: Recipe) -> Job:
         base=public_name(recipe.model.base),
         lora=recipe.lora,
         max_length=recipe.data.max_length,
+        system=recipe.data.system,
         training=recipe.training,
         holdout=recipe.data.holdout,
         algorithm=recipe.federation.algorithm,
@@ -150,16 +157,30 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
     arrived = len(aggregate.silos) if aggregate else 0
     if aggregate is None or arrived < settings.minimum:
         _write_lines(federation, lines)
-        why = "; ".join(f"{name}: {line['reason']}" for name, line in sorted(lines.items()) if line["reason"])
+        reasons = {name: line["reason"] for name, line in sorted(lines.items()) if line["reason"]}
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        if reasons and all(_diverged(reason) for reason in reasons.values()):
+            raise DivergedError(
+                f"round {round_}: no update has finite numbers ({why}); {checkpoint.reached(federation.run)}. Lower "
+                "training.learning_rate and start a new run: with the same settings the same would happen again."
+            )
         raise FederationError(
             f"round {round_}: {arrived} of {len(names)} updates could be used, federation.minimum asks for "
             f"{settings.minimum} ({why}); {checkpoint.reached(federation.run)}."
         )
     after = federation.algorithm.apply(state, aggregate, settings)
     if not all(np.isfinite(value).all() for value in after.adapter.values()):
-        raise FederationError(f"round {round_}: the new adapter is not finite; {checkpoint.reached(federation.run)}.")
+        raise DivergedError(
+            f"round {round_}: the new adapter is not finite; {checkpoint.reached(federation.run)}. Lower "
+            "training.learning_rate and federation.server_rate, and start a new run."
+        )
     _finish_round(federation, after, aggregate, lines, began)
     return after
+
+
+def _diverged(reason: str) -> bool:
+    """Whether a silo was left out because its numbers are none."""
+    return any(words in reason for words in ("is not finite", "holds NaN", "holds infinite numbers"))
 
 
 def _contributions(

@@ -38,12 +38,40 @@ class AdapterSpec:
         """How many numbers the adapter has."""
         return sum(int(np.prod(shape)) for _, shape in self.shapes)
 
+    def difference(self, expected: "AdapterSpec") -> str:
+        """In what it differs from another, in words; empty if it does not."""
+        names, wanted = dict(self.shapes), dict(expected.shapes)
+        if len(names) != len(self.shapes):
+            return "a tensor stands twice"
+        missing, extra = sorted(wanted.keys() - names.keys()), sorted(names.keys() - wanted.keys())
+        if missing:
+            return f"{len(missing)} tensors are missing, {missing[0]} first"
+        if extra:
+            return f"{len(extra)} tensors are unknown, {extra[0][:120]} first"
+        for name, shape in expected.shapes:
+            if names[name] != shape:
+                return f"{name} has shape {names[name]}, expected {shape}"
+        return "" if self == expected else "the tensors are not in order"
+
     def pairs(self) -> Iterator[tuple[str, str, str]]:
         """Yield (module, name of A, name of B) for every adapted module."""
         for name, _ in self.shapes:
             if name.endswith(A_SUFFIX):
                 module = name.removesuffix(A_SUFFIX)
                 yield module, name, module + B_SUFFIX
+
+
+def fault_of(adapter: AdapterState, spec: AdapterSpec) -> str:
+    """Why an adapter must not be used, in words; empty if it may be."""
+    for name, value in adapter.items():
+        if value.dtype != np.float32:
+            return f"{name[:120]} is of dtype {value.dtype}, expected float32"
+    if difference := AdapterSpec.of(adapter).difference(spec):
+        return difference
+    for name, value in adapter.items():
+        if not np.isfinite(value).all():
+            return f"{name} holds numbers that are not finite"
+    return ""
 
 
 def flatten(adapter: AdapterState) -> NDArray[np.float32]:

@@ -10,19 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from silotune.data.chat_template import prepare
 from silotune.errors import ModelError
 from silotune.model import embedded, gguf
 from silotune.model.gguf import in_a_line
 from silotune.recipe import looks_like_path
-
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '### ' + (message['role'] | capitalize) + ':\\n' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
-)
-"""For a model without a chat template: a heading a turn, the end-of-sequence token after each answer."""
 
 LOCAL = "local"
 """What a job calls a base that lies in a folder or file: every silo names its own place of it."""
@@ -99,15 +91,14 @@ def locate(base: str) -> str:
 
 
 def load_tokenizer(location: str) -> Any:
-    """Load the tokenizer; give it the plain template if it has none.
+    """Load the tokenizer, with a chat template that can be trained with (`data.chat_template.prepare`).
 
     A missing pad token needs no new token and no larger embedding: padding is masked, so any id serves.
     """
     tokenizer = _load("AutoTokenizer", location)
     if not tokenizer.eos_token:
         raise ModelError(f"model.base: the tokenizer of {location} has no end-of-sequence token to end an answer with.")
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = PLAIN_TEMPLATE
+    prepare(tokenizer)
     return tokenizer
 
 
@@ -137,6 +128,17 @@ def load_model(location: str, placement: Placement) -> Any:
     model.requires_grad_(False)
     model.config.use_cache = False
     return model.eval()
+
+
+def generation_settings(location: str) -> Any:
+    """The generation settings of a base: its own file's, or what its configuration says."""
+    import transformers
+
+    config = _load("AutoConfig", location)
+    try:
+        return transformers.GenerationConfig.from_pretrained(location, local_files_only=Path(location).is_dir())
+    except OSError:  # most bases without a file of their own
+        return transformers.GenerationConfig.from_model_config(config)
 
 
 def load_skeleton(location: str) -> Any:

@@ -32,8 +32,8 @@ def answers(
     Raises:
         LengthError: a prompt leaves no room for an answer.
     """
-    ends = generation.stop_tokens(tuned, tokenizer)
-    speeches = [Speech(tokenizer, ends, sampling, generation.room(tuned, prompt, sampling)) for prompt in prompts]
+    stops = generation.stops_of(tuned.generation_config, tokenizer)
+    speeches = [Speech(tokenizer, stops, sampling, generation.room(tuned, prompt, sampling)) for prompt in prompts]
     found = [""] * len(prompts)
     for group in _groups(prompts, batch, fills(tuned)):
         with tuned.disable_adapter() if base else nullcontext():

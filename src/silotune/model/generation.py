@@ -1,12 +1,15 @@
 """Text from the base or the tuned model: the training's own chat template, stopped at the end of the turn."""
 
+import copy
 import inspect
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence, Set
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from silotune.data.chat_template import template_of
+from silotune.data.rendering import turn_end
 from silotune.errors import InputError, LengthError
 from silotune.model import lora
 from silotune.model.adapter import AdapterState
@@ -49,13 +52,37 @@ class Sampling:
             raise InputError("stop has an empty text, which would end every answer before it begins.")
 
 
-def stop_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Tokens that end an answer: the tokenizer's end of sequence and those of the model's generation settings."""
-    stops = {int(tokenizer.eos_token_id)}
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    if configured is not None:
-        stops.update(configured if isinstance(configured, list) else [configured])
-    return stops
+@dataclass(frozen=True)
+class Stops:
+    """What ends an answer, for whatever program generates it."""
+
+    tokens: tuple[int, ...]
+    """The end of turn of the chat template, the tokenizer's end of sequence, and those of the generation settings."""
+    texts: tuple[str, ...]
+    """The end of turn of a chat template that writes it in words."""
+
+
+def stops_of(settings: Any, tokenizer: Any) -> Stops:
+    """What ends an answer.
+
+    Args:
+        settings: transformers' GenerationConfig of the base.
+        tokenizer: of the base, as `base.load_tokenizer` gives it.
+    """
+    end = turn_end(template_of(tokenizer))
+    configured = settings.eos_token_id
+    listed = configured if isinstance(configured, list) else [] if configured is None else [configured]
+    tokens = sorted({int(token) for token in (*end.tokens, tokenizer.eos_token_id, *listed)})
+    return Stops(tuple(tokens), (end.stop,) if end.stop else ())
+
+
+def stopping(settings: Any, tokenizer: Any) -> Any:
+    """The generation settings of a base, saying all that ends an answer: what belongs beside its tuned model."""
+    stops, found = stops_of(settings, tokenizer), copy.deepcopy(settings)
+    found.eos_token_id = stops.tokens[0] if len(stops.tokens) == 1 else list(stops.tokens)
+    if stops.texts:
+        found.stop_strings = [*(found.stop_strings or []), *stops.texts]
+    return found
 
 
 Finish = Literal["stop", "length"]
@@ -86,17 +113,18 @@ class Reply:
 class Speech:
     """An answer as it grows: tokens go in, text that is sure comes out."""
 
-    def __init__(self, tokenizer: Any, ends: Set[int], sampling: Sampling, most: int) -> None:
+    def __init__(self, tokenizer: Any, stops: Stops, sampling: Sampling, most: int) -> None:
         """Nothing is said yet.
 
         Args:
             tokenizer: of the base.
-            ends: tokens that end an answer.
-            sampling: its stop texts end an answer too, and are no part of it.
+            stops: what ends an answer.
+            sampling: its stop texts end an answer too; none of them is a part of it.
             most: tokens at most, from 1.
         """
         self.said: list[int] = []
-        self._tokenizer, self._ends, self._stop, self._most = tokenizer, ends, sampling.stop, most
+        self._tokenizer, self._ends, self._most = tokenizer, frozenset(stops.tokens), most
+        self._stop = (*sampling.stop, *stops.texts)
         self._tokens, self._shown = 0, 0
 
     def add(self, token: int) -> Piece:
@@ -165,7 +193,8 @@ def pieces(
     Raises:
         LengthError: at once, if the prompt leaves no room for an answer.
     """
-    speech = Speech(tokenizer, stop_tokens(tuned, tokenizer), sampling, room(tuned, prompt, sampling))
+    stops = stops_of(tuned.generation_config, tokenizer)
+    speech = Speech(tokenizer, stops, sampling, room(tuned, prompt, sampling))
     return _pieces(tuned, list(prompt), speech, sampling, base, adapter)
 
 

@@ -1,5 +1,6 @@
 """LoRA on a base model through PEFT: attaching, swapping by copy, and PEFT's own file."""
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from silotune.atomic import tensor_errors
 from silotune.errors import ModelError
-from silotune.model.adapter import AdapterSpec, AdapterState
+from silotune.model.adapter import AdapterSpec, AdapterState, fault_of
 from silotune.model.targets import last_part, target_modules
 from silotune.settings import LoraSettings
 
@@ -123,28 +125,61 @@ def save(adapter: AdapterState, config: Any, folder: Path, base: str) -> None:
     """
     from safetensors.numpy import save_file
 
-    save_file(
-        {name: np.ascontiguousarray(value) for name, value in adapter.items()},
-        folder / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
+    whole = {name: np.ascontiguousarray(value) for name, value in adapter.items()}
+    with tensor_errors():
+        save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.base_model_name_or_path = base
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)  # a set: its order would differ from run to run
     config.save_pretrained(str(folder))
 
 
-def load(folder: Path) -> dict[str, NDArray[np.float32]]:
-    """Read the factors of an adapter folder.
+def load(folder: Path, spec: AdapterSpec, settings: LoraSettings) -> dict[str, NDArray[np.float32]]:
+    """Read the factors of an adapter folder, if they are those of a base with these settings.
+
+    Args:
+        folder: as `save` wrote it.
+        spec: names and shapes that the base has places for.
+        settings: of the adapter.
 
     Raises:
-        ModelError: the file is not there, or not whole.
+        ModelError: a file is not there or not whole, or the adapter is another one, or not finite.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+    _require_config(folder / "adapter_config.json", settings)
     path = folder / "adapter_model.safetensors"
+    adapter = _factors_in(path, spec)
+    if fault := fault_of(adapter, spec):
+        raise ModelError(f"{path}: {fault}. {AGAIN}")
+    return adapter
+
+
+AGAIN = "Put back the adapter that the run wrote, or train again."
+
+
+def _factors_in(path: Path, spec: AdapterSpec) -> dict[str, NDArray[np.float32]]:
+    """The tensors of a file; of one that has others than `spec`, none is read."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: the adapter cannot be read ({error}).") from None
+        with safe_open(path, framework="np") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            if difference := AdapterSpec.of(shapes).difference(spec):
+                raise ModelError(
+                    f"{path}: the adapter does not fit the base model and its settings: {difference}. {AGAIN}"
+                )
+            return {name: file.get_tensor(name) for name in sorted(shapes)}
+    except (OSError, SafetensorError, TypeError) as error:  # NumPy has no word for some numbers
+        raise ModelError(f"{path}: the adapter cannot be read ({error}). {AGAIN}") from None
+
+
+def _require_config(path: Path, settings: LoraSettings) -> None:
+    """Refuse a configuration that would make something else of the factors."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read ({type(error).__name__}). {AGAIN}") from None
+    expected = {"peft_type": "LORA", "r": settings.r, "lora_alpha": settings.alpha, "use_rslora": settings.rslora}
+    for key, value in expected.items():
+        found = told.get(key) if isinstance(told, dict) else None
+        if found != value:
+            raise ModelError(f"{path}: {key} is {found!r:.40}, the run was made with {value!r}. {AGAIN}")

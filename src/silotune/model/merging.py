@@ -1,6 +1,5 @@
 """Base and adapter as one plain model, which any program that reads the base reads too."""
 
-import copy
 import gc
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import Any
 
 from silotune.errors import ModelError
 from silotune.model import base, lora, probing
-from silotune.model.adapter import AdapterSpec, AdapterState
-from silotune.model.generation import stop_tokens
+from silotune.model.adapter import AdapterState
+from silotune.model.generation import stopping
 from silotune.settings import LoraSettings
 
 TOLERANCE = 1e-3
@@ -45,24 +44,22 @@ def write_merged(location: str, settings: LoraSettings, adapter: AdapterState, f
     Args:
         location: of the base, as `base.locate` gives it.
         settings: of the adapter.
-        adapter: its factors.
+        adapter: its factors, as `lora.load` checks them.
         folder: exists already.
 
     Returns:
         How near the model that transformers loads from `folder` is to base and adapter.
 
     Raises:
-        ModelError: the adapter is not the base's, or the logits are not the same.
+        ModelError: the logits are not the same.
     """
     tuned = lora.attach(base.load_model(location, HERE), settings)
-    if AdapterSpec.of(adapter) != lora.spec_of(tuned):
-        raise ModelError("the adapter does not fit the base model and the settings of the run.")
     lora.put(tuned, adapter)
     expected = probing.logits(tuned.get_base_model())
     with tuned.disable_adapter():
         effect = probing.largest_difference(probing.logits(tuned.get_base_model()), expected)
-    stops = sorted(stop_tokens(tuned, base.load_tokenizer(location)))
-    _save(lora.merged(tuned), stops, folder)
+    settings_beside = stopping(tuned.generation_config, base.load_tokenizer(location))
+    _save(lora.merged(tuned), settings_beside, folder)
     del tuned
     gc.collect()  # one model in memory, not two
     difference = probing.largest_difference(probing.logits(base.load_model(str(folder), HERE)), expected)
@@ -75,10 +72,8 @@ def write_merged(location: str, settings: LoraSettings, adapter: AdapterState, f
     return checked
 
 
-def _save(model: Any, stops: list[int], folder: Path) -> None:
+def _save(model: Any, settings: Any, folder: Path) -> None:
     model.config.use_cache = True  # off for training
-    settings = copy.deepcopy(model.generation_config)
-    settings.eos_token_id = stops[0] if len(stops) == 1 else stops
     model.generation_config = settings
     with base.without_bars():
         model.save_pretrained(folder)

@@ -13,6 +13,8 @@ import zipfile
 from pathlib import Path
 
 from silotune.cache import build_once
+from silotune.data.chat_template import template_of
+from silotune.data.rendering import turn_end
 from silotune.errors import ModelError
 from silotune.model import base, probing
 from silotune.model.fetching import fetch
@@ -65,7 +67,7 @@ def _build(folder: Path) -> None:
 
 
 def write_gguf(merged: Path, file: Path, script: Path) -> float:
-    """Write a model in Hugging Face format as a GGUF file in float32, and read it again.
+    """Write a model in Hugging Face format as a GGUF file in float32 that says how a turn ends, and read it again.
 
     Args:
         merged: folder of the model and its tokenizer.
@@ -79,6 +81,7 @@ def write_gguf(merged: Path, file: Path, script: Path) -> float:
         ModelError: the converter does not know the model or its tokenizer, or what is read again is another model.
     """
     _run(script, merged, file)
+    _name_ends(merged, file)
     expected = probing.logits(base.load_model(str(merged), HERE))
     with tempfile.TemporaryDirectory(prefix="silotune-gguf-", dir=file.parent) as name:
         again = Path(name)
@@ -105,6 +108,32 @@ def _run(script: Path, merged: Path, file: Path) -> None:
             f"{script}: llama.cpp's converter cannot write this model ({reason}). "
             "Export it with --to merged, and convert that with a newer llama.cpp."
         )
+
+
+END_KEYS = ("eot", "eom")
+"""Names that a GGUF file has for tokens which end a turn, beside the one that ends a sequence."""
+
+
+def _name_ends(merged: Path, file: Path) -> None:
+    """Have a GGUF file say the chat template's ends of a turn, where they are not its end of sequence.
+
+    Raises:
+        ModelError: the file cannot be written so.
+    """
+    tokenizer = base.load_tokenizer(str(merged))
+    ends = [token for token in turn_end(template_of(tokenizer)).tokens if token != tokenizer.eos_token_id]
+    named = dict(zip(END_KEYS, ends, strict=False))
+    if not named:
+        return
+    told = file.with_suffix(".told")
+    options = [part for key, token in named.items() for part in ("--special-token-by-id", key, str(token))]
+    command = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", *options, "--force", str(file), str(told)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode or not told.is_file():
+        raise ModelError(
+            f"{file.name}: its end of turn cannot be written ({(done.stderr or 'no reason').strip()[-300:]})."
+        )
+    told.replace(file)
 
 
 def _require_same_tokens(merged: Path, again: Path) -> None:

@@ -8,7 +8,8 @@ from silotune import atomic
 from silotune.federation.checkpoint import latest
 from silotune.federation.run import RunFolder
 from silotune.model import embedded
-from silotune.model.base import published_name
+from silotune.model.base import generation_settings, load_tokenizer, locate, published_name
+from silotune.model.generation import stops_of
 from silotune.model.licence import licence_of
 from silotune.model.merging import Checked
 from silotune.model.probing import SEQUENCES
@@ -40,6 +41,9 @@ def text(run: RunFolder, form: Form, checked: Checked | None = None, again: floa
     names = {silo.name: silo.name if recipe.report.names else f"silo {number}"
              for number, silo in enumerate(figures.silos, 1)}  # fmt: skip
     means = figures.means
+    location = locate(recipe.model.base)
+    tokenizer = load_tokenizer(location)
+    stops = stops_of(generation_settings(location), tokenizer)
     made = environment()
     made.filters["cell"] = _cell
     made.filters["yaml"] = json.dumps  # a JSON text is a YAML text too
@@ -58,6 +62,8 @@ def text(run: RunFolder, form: Form, checked: Checked | None = None, again: floa
         checked=checked,
         again=again,
         probes=SEQUENCES,
+        stop_tokens={token: tokenizer.convert_ids_to_tokens(token) for token in stops.tokens},
+        stop_texts=stops.texts,
     )
 
 

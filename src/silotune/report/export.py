@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
-from silotune.data.template import dated
+from silotune import atomic
 from silotune.errors import InputError, RunError
+from silotune.federation.result import adapter_spec
 from silotune.federation.run import RunFolder
 from silotune.model import base, lora, merging, to_gguf
 from silotune.model.merging import Checked
@@ -55,32 +56,27 @@ def write(
 
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder that takes its name when the block ends well, and goes with all that is in it otherwise."""
+    """A folder that is whole at the end or not there, where nothing is yet."""
     if target.exists() or target.is_symlink():
         raise RunError(f"{target}: is there already. Choose another --out, or remove it first.")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name[:80]}-", dir=target.parent))
-        try:
+        with atomic.new_folder(target) as unfinished:
             yield unfinished
-            for path in (unfinished, *unfinished.rglob("*")):
-                path.chmod(0o755 if path.is_dir() else 0o644)
-            unfinished.rename(target)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
     except OSError as error:
         raise RunError(f"{target}: cannot be written ({error.strerror or error}).") from None
 
 
 def _adapter(run: RunFolder, folder: Path) -> None:
-    lora.load(run.adapter)  # one that was cut short is told here, and not by who is given it
+    recipe = run.recipe()
+    lora.load(run.adapter, adapter_spec(recipe), recipe.lora)  # a fault is told here, and not by who is given it
     shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
     _save_tokenizer(run, folder)
 
 
 def _merged(run: RunFolder, folder: Path) -> Checked:
     recipe = run.recipe()
-    checked = merging.write_merged(base.locate(recipe.model.base), recipe.lora, lora.load(run.adapter), folder)
+    adapter = lora.load(run.adapter, adapter_spec(recipe), recipe.lora)
+    checked = merging.write_merged(base.locate(recipe.model.base), recipe.lora, adapter, folder)
     _save_tokenizer(run, folder)
     (folder / "README.md").write_text(card.text(run, "merged", checked), encoding="utf-8")
     return checked
@@ -100,6 +96,4 @@ def _gguf(run: RunFolder, folder: Path, converter: Path | None, report: Callable
 
 def _save_tokenizer(run: RunFolder, folder: Path) -> None:
     """The base's tokenizer, with the very template that training used: the base may have none, or ask the date."""
-    tokenizer = base.load_tokenizer(base.locate(run.recipe().model.base))
-    tokenizer.chat_template = dated(tokenizer.get_chat_template())
-    tokenizer.save_pretrained(folder)
+    base.load_tokenizer(base.locate(run.recipe().model.base)).save_pretrained(folder)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from silotune.data.corpus import chosen_rows, reading_of, silos_of
+from silotune.data.corpus import chosen_rows, options_of, reading_of, silos_of
 from silotune.data.files import printable
 from silotune.data.reading import read_rows
 from silotune.data.silos import SiloFiles
@@ -85,7 +85,9 @@ def evaluate(
     scorer = _Scorer(recipe, resident, later, offered, answers, report)
     matrix, everybody = [], []
     for model in ("base", "federated") if base else ("federated",):
-        lora.put(resident.model, lora.load(run.adapter) if model == "federated" else initial_adapter(resident.spec, 0))
+        spec = resident.spec
+        tuned = model == "federated"
+        lora.put(resident.model, lora.load(run.adapter, spec, recipe.lora) if tuned else initial_adapter(spec, 0))
         found = scorer.scored(model)
         labels = offered.labels if offered else ()
         matrix += [Cell(model=model, silo=silo, seed=recipe.seed, **figures(each, labels))
@@ -124,7 +126,8 @@ def _read(given: Sequence[SiloFiles], recipe: Recipe, resident: Tuner) -> list[_
 
 
 def _store(sources: Sequence[str], recipe: Recipe, resident: Tuner) -> Store:
-    return open_store(sources, reading_of(recipe.data), resident.tokenizer, recipe.data.max_length)
+    length, options = recipe.data.max_length, options_of(recipe)
+    return open_store(sources, reading_of(recipe.data), resident.tokenizer, length, options)
 
 
 def _of_the_run(recipe: Recipe, resident: Tuner) -> tuple[list[Split], list[Split]]:

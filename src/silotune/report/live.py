@@ -58,7 +58,7 @@ class _State:
     remarks: list[str] = field(default_factory=list)
 
 
-REMARKS = ("leaks", "threads", "left_out", "tracker_failed")
+REMARKS = ("leaks", "fields_not_read", "remark", "threads", "left_out", "tracker_failed")
 """Events that stay in sight below the table."""
 
 
@@ -73,6 +73,11 @@ def lines_for(event: Event) -> list[str]:
             f"silo {printable(fields['silo'])}: {fields['exact']} test rows also stand in training text, "
             f"{fields['near']} more nearly ({what})"
         ]
+    if event.kind == "fields_not_read":
+        names = ", ".join(printable(name)[:64] for name in fields["fields"])
+        return [f"silo {printable(fields['silo'])}, {printable(fields['file'])}: fields that are not read: {names}"]
+    if event.kind == "remark":
+        return [printable(fields["text"])]
     if event.kind == "threads":
         before = " or ".join(map(str, fields["before"]))
         return [

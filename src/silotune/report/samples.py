@@ -6,9 +6,10 @@ from typing import Any
 
 from silotune import atomic
 from silotune.data import leaks
-from silotune.data.corpus import chosen_rows, counted_rows, first_test_rows, leaks_of, reading_of, silos_of
+from silotune.data.corpus import chosen_rows, counted_rows, first_test_rows, leaks_of, options_of, reading_of, silos_of
+from silotune.data.rendering import learned
 from silotune.data.rows import Row
-from silotune.data.tokens import encode_beginning, encode_prompt
+from silotune.data.tokens import ChatOptions, encode_beginning, encode_prompt
 from silotune.federation.run import RunFolder
 from silotune.model import generation, lora
 from silotune.model.generation import Sampling
@@ -37,11 +38,13 @@ def read(folder: RunFolder) -> list[dict[str, Any]]:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
 
 
-def _asked(row: Row, tokenizer: Any) -> tuple[list[int], str, str]:
+def _asked(row: Row, tokenizer: Any, options: ChatOptions) -> tuple[list[int], str, str]:
     """Of a conversation the tokens up to its last answer, the last question and the answer; of a plain text its
     first half and what follows."""
     if row.text is None:
-        return encode_prompt(tokenizer, row.turns[:-1]), row.turns[-2].content, row.turns[-1].content
+        *asked, said = learned(row.turns, options.loss_on == "last")
+        prompt = encode_prompt(tokenizer, asked, row.tools, options.system)
+        return prompt, asked[-1].content, said.content or said.tool_calls or ""
     words = row.text.split(" ")
     half = min(len(words) // 2, SAMPLE_TOKENS)
     beginning, rest = " ".join(words[:half]), " ".join(words[half : half + SAMPLE_TOKENS])
@@ -65,7 +68,7 @@ def write(folder: RunFolder) -> None:
         chosen = chosen_rows(files, *counted_rows(files, reading), recipe.data.holdout, recipe.seed)
         passed = leaks.read(leaked, files.name).all if leaked else frozenset()
         for row in first_test_rows(files, reading, chosen, recipe.report.samples, passed):
-            prompt, question, reference = _asked(row, resident.tokenizer)
+            prompt, question, reference = _asked(row, resident.tokenizer, options_of(recipe))
             base, tuned = (
                 generation.answer(resident.model, resident.tokenizer, prompt, sampling, base=plain)
                 for plain in (True, False)

@@ -1,5 +1,6 @@
 """What `silotune check` shows: a table of the silos, remarks on what is odd, JSON, and a picture."""
 
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,10 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from silotune import atomic
 from silotune.data.files import printable
 from silotune.data.leaks import NEAR, RUN
-from silotune.data.survey import SiloSurvey, SplitSurvey
+from silotune.data.survey import SiloSurvey, SplitSurvey, Survey, TokenisedRow
 from silotune.errors import InputError
 from silotune.settings import Recipe
 
@@ -20,22 +23,26 @@ LABELS = 8
 """Labels named one by one; the rest is summed up."""
 
 
-def as_json(silos: Sequence[SiloSurvey], recipe: Recipe) -> dict[str, Any]:
-    """The survey as one object."""
-    found = []
-    for silo in silos:
+def as_json(found: Survey) -> dict[str, Any]:
+    """The survey as one object, without rows."""
+    silos, data = [], found.recipe.data
+    for silo in found.silos:
         described = asdict(silo)
         leaks = described.pop("leaks")
         if described["test"] is not None:
             described["test"]["leaks"] = {"exact": len(leaks["exact"]), "near": len(leaks["near"]), "own": leaks["own"]}
-        found.append(described)
-    return {"silos": found, "base": recipe.model.base, "max_length": recipe.data.max_length,
-            "holdout": recipe.data.holdout, "drop_leaks": recipe.data.drop_leaks}  # fmt: skip
+        silos.append(described)
+    return {"silos": silos, "base": found.recipe.model.base, "max_length": data.max_length, "holdout": data.holdout,
+            "drop_leaks": data.drop_leaks, "system": data.system, "loss_on": found.recipe.training.loss_on,
+            "template": list(found.oddities), "runs_left_out": list(found.runs)}  # fmt: skip
 
 
-def show(silos: Sequence[SiloSurvey], recipe: Recipe, console: Console) -> None:
-    """Print a table of the silos and what is to be said of them."""
-    table = Table(title=f"{len(silos)} silo{'s' if len(silos) > 1 else ''}, tokens of {escape(recipe.model.base)}")
+def show(found: Survey, console: Console) -> None:
+    """Print a table of the silos, what is to be said of them, and rows if some were asked for."""
+    silos = found.silos
+    table = Table(
+        title=f"{len(silos)} silo{'s' if len(silos) > 1 else ''}, tokens of {escape(found.recipe.model.base)}"
+    )
     table.add_column("silo")
     table.add_column("split")
     for name in (
@@ -58,8 +65,31 @@ def show(silos: Sequence[SiloSurvey], recipe: Recipe, console: Console) -> None:
             leaked = len(silo.leaks.exact) + len(silo.leaks.near)
             table.add_row("", "held out" if silo.held_out else "test", *_numbers(silo.test), str(leaked))
     console.print(table)
-    for line in remarks(silos, recipe):
+    for line in remarks(found):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for row in found.rows:
+        console.print(_tokens(row), highlight=False, soft_wrap=True)
+
+
+BLANKS = {" ": "␣", "\n": "↵", "\t": "⇥"}
+"""What stands for white space in a token."""
+
+
+def _tokens(row: TokenisedRow) -> Text:
+    """A row's tokens, those with loss in brackets."""
+    text = Text(f"\n{printable(row.silo)}, {printable(row.place)}", style="bold")
+    for number, example in enumerate(row.examples, 1):
+        with_loss = sum(answered for _, answered in example)
+        several = f"example {number} of {len(row.examples)}, " if len(row.examples) > 1 else ""
+        text.append(f"\n{several}{len(example)} tokens, {with_loss} with loss: ", style="not bold")
+        before = False
+        for token, answered in [*example, ("", False)]:
+            text.append("⟧" if before and not answered else "")
+            text.append(" ⟦" if answered and not before else " ")
+            shown = printable("".join(BLANKS.get(letter, letter) for letter in token))
+            text.append(shown, style="bold green" if answered else "not bold")
+            before = answered
+    return text
 
 
 def _numbers(split: SplitSurvey) -> tuple[str, ...]:
@@ -69,16 +99,18 @@ def _numbers(split: SplitSurvey) -> tuple[str, ...]:
     return tuple(f"{number:,}" for number in numbers)
 
 
-def remarks(silos: Sequence[SiloSurvey], recipe: Recipe) -> list[str]:
+def remarks(found: Survey) -> list[str]:
     """What a table does not say, a line each."""
-    lines = []
+    silos, lines = found.silos, []
     shapes = Counter(silo.train.shape for silo in silos)
     for shape in shapes:
         names = [printable(silo.name) for silo in silos if silo.train.shape == shape]
         lines.append(f"shape   {'all' if len(shapes) == 1 else ', '.join(names)}: {shape}")
     for silo in silos:
         lines += _of_silo(silo)
-    return lines + _in_general(silos, recipe)
+    lines += [f"left out  {name}: the folder of a run" for name in found.runs]
+    lines += [f"template  {oddity}" for oddity in found.oddities]
+    return lines + _in_general(silos, found.recipe)
 
 
 def _of_silo(silo: SiloSurvey) -> list[str]:
@@ -87,8 +119,9 @@ def _of_silo(silo: SiloSurvey) -> list[str]:
     lines = [f"files   {name}: {', '.join(map(printable, files))}"]
     if silo.train.labels:
         lines.append(f"labels  {name}: {_labels(silo.train.labels)}")
-    if silo.train.fields_not_read:
-        lines.append(f"fields not read  {name}: {', '.join(printable(f)[:64] for f in silo.train.fields_not_read)}")
+    unread = {file: fields for split in silo.splits for file, fields in split.fields_not_read.items()}
+    lines += [f"fields not read  {name}, {printable(file)}: {', '.join(printable(field)[:64] for field in fields)}"
+              for file, fields in unread.items()]  # fmt: skip
     if silo.files_not_read:
         lines.append(f"files not read  {name}: {', '.join(map(printable, silo.files_not_read))}")
     if silo.leaks.all:
@@ -120,8 +153,28 @@ def _in_general(silos: Sequence[SiloSurvey], recipe: Recipe) -> list[str]:
             f"Answer cut: the last exchange alone has more than data.max_length = {data.max_length} tokens; its "
             "response loses its end, so from these rows the model does not learn to stop."
         )
+    for silo in silos:
+        lines += _examples(silo)
     if any(split.lost for split in splits):
         lines.append(f"Lost: no token of the response fits into data.max_length = {data.max_length}; left out.")
+    return lines
+
+
+def _examples(silo: SiloSurvey) -> list[str]:
+    """What became of conversations that the template writes otherwise once they have gone on."""
+    split, name = silo.train, printable(silo.name)
+    lines = []
+    if split.shape != "text" and split.examples > split.rows - split.lost:
+        lines.append(
+            f"examples  {name}: {split.rows} conversations became {split.examples} examples, for the chat template "
+            "writes an earlier answer otherwise once the conversation has gone on; each is learned as it is written "
+            "when it is said."
+        )
+    if split.thoughts_dropped:
+        lines.append(
+            f"thoughts  {name}: of {split.thoughts_dropped} rows the chat template leaves out what the assistant "
+            "thought before an answer, so that is not learned."
+        )
     return lines
 
 
@@ -156,7 +209,9 @@ def plot(silos: Sequence[SiloSurvey], file: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if shown:
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=file.suffix[1:])
     try:
-        figure.savefig(file)
+        atomic.write_bytes(file, drawn.getvalue())
     except OSError as error:
         raise InputError(f"--plot {printable(file)}: cannot be written ({error.strerror}).") from None

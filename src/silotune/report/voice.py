@@ -3,21 +3,22 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from silotune.data.rows import Turn
+from silotune.data.rows import Conversation, Turn
 from silotune.data.tokens import encode_beginning, encode_prompt
 from silotune.errors import RunError
 from silotune.federation.run import RunFolder
 from silotune.model import batched, generation, lora
-from silotune.model.adapter import AdapterSpec, AdapterState
+from silotune.model.adapter import AdapterState, fault_of
 from silotune.model.base import place
 from silotune.model.generation import Reply, Sampling
 from silotune.model.tuner import Tuner, tuner
+from silotune.settings import SystemTurns
 
 WINDOW = 16
 """Batches of prompts that are sorted by length together; their answers come when all of them are there."""
 
-Said = Sequence[Turn] | str
-"""What is answered: a conversation that ends with a user turn, or the beginning of a plain text to go on with."""
+Said = Conversation | Sequence[Turn] | str
+"""What is answered: turns that wait for an answer, or the beginning of a plain text to go on with."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Voice:
 
     tuner: Tuner
     adapter: AdapterState
+    system: SystemTurns
+    """What becomes of system turns, as in training."""
 
     def reply(self, said: Said, sampling: Sampling, base: bool = False) -> Reply:
         """An answer, token by token as its pieces are read.
@@ -59,7 +62,8 @@ class Voice:
     def _tokens(self, said: Said) -> list[int]:
         if isinstance(said, str):
             return encode_beginning(self.tuner.tokenizer, said)
-        return encode_prompt(self.tuner.tokenizer, said)
+        asked = said if isinstance(said, Conversation) else Conversation(tuple(said))
+        return encode_prompt(self.tuner.tokenizer, asked.turns, asked.tools, self.system)
 
 
 def of(folder: RunFolder, adapter: AdapterState | None = None) -> Voice:
@@ -71,7 +75,8 @@ def of(folder: RunFolder, adapter: AdapterState | None = None) -> Voice:
     """
     recipe = folder.recipe()
     resident = tuner(recipe.model.base, recipe.lora, place(recipe.model.device, recipe.model.dtype))
-    adapter = lora.load(folder.adapter) if adapter is None else adapter
-    if AdapterSpec.of(adapter) != resident.spec:
-        raise RunError(f"{folder.path}: the adapter does not fit the base model and the settings of the run.")
-    return Voice(resident, adapter)
+    if adapter is None:
+        adapter = lora.load(folder.adapter, resident.spec, recipe.lora)
+    elif fault := fault_of(adapter, resident.spec):
+        raise RunError(f"{folder.path}: the saved adapter cannot be used: {fault}.")
+    return Voice(resident, adapter, recipe.data.system)

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from silotune.data.rendering import learned
 from silotune.data.rows import Row
 from silotune.data.seeds import derive
 from silotune.data.store import Split
+from silotune.data.tokens import opening_tokens, question_of
 from silotune.model import batched
 from silotune.model.generation import Sampling
 from silotune.model.tuner import Tuner
@@ -20,12 +22,7 @@ TOGETHER = 8
 
 def drawn(splits: Sequence[Split], count: int, seed: int, silo: str) -> list[list[int]]:
     """Numbers of the examples of each split of a silo to answer, rising: `count` in all, drawn from its questions."""
-    asked = [
-        (number, index)
-        for number, split in enumerate(splits)
-        for index in range(len(split))
-        if split[index].last_answer
-    ]
+    asked = [(number, index) for number, split in enumerate(splits) for index in split.questions.tolist()]
     order = np.random.default_rng(derive(seed, "answers", silo)).permutation(len(asked))
     chosen = sorted(asked[place] for place in order[:count])
     return [[index for part, index in chosen if part == number] for number in range(len(splits))]
@@ -38,7 +35,7 @@ def answer_each(
 
     Args:
         tuner: the resident model.
-        split: what the questions are taken from, in the very tokens of training.
+        split: what the questions are taken from.
         chosen: numbers of its examples.
         rows: the split's rows in text by their number in the store, for the answers to hold against.
         report: called after each batch of answers; may raise to stop.
@@ -46,14 +43,18 @@ def answer_each(
     Returns:
         Scores of each answer.
     """
-    row_of = split.row_of
-    examples = {int(row_of[index]): split[index] for index in chosen}
-    asked = [(examples[number], row.turns[-1].content) for number, row in rows if number in examples]
+    store, tokenizer = split.store, tuner.tokenizer
+    wanted = set(split.row_of[list(chosen)].tolist())
+    asked = [row for number, row in rows if number in wanted]
+    opening = tokenizer.decode(opening_tokens(tokenizer), skip_special_tokens=True).strip()
     sampling, found = Sampling(max_tokens=MOST_TOKENS), []
     for start in range(0, len(asked), TOGETHER):
         batch = asked[start : start + TOGETHER]
-        questions = [example.ids[: example.last_answer].tolist() for example, _ in batch]
-        said = batched.answers(tuner.model, tuner.tokenizer, questions, sampling, TOGETHER)
-        found += [score_answer(one, wanted) for one, (_, wanted) in zip(said, batch, strict=True)]
+        questions = [question_of(tokenizer, row, store.max_length, store.options) for row in batch]
+        for row, text in zip(
+            batch, batched.answers(tuner.model, tokenizer, questions, sampling, TOGETHER), strict=True
+        ):
+            answer = learned(row.turns, store.options.loss_on == "last")[-1]
+            found.append(score_answer(text.removeprefix(opening).strip(), answer.content or answer.tool_calls or ""))
         report()
     return found

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from silotune.data.batches import collate
 from silotune.data.pieces import token_ids
 from silotune.data.store import Split
-from silotune.data.tokens import Example
+from silotune.data.tokens import Example, opening_tokens, own_words
 from silotune.model.tuner import Tuner
 from silotune.training.evaluation import TOKENS, summed
 from silotune.training.forward import Ways, each_token, start_is_shared
@@ -52,7 +52,7 @@ def candidates(tokenizer: Any, splits: Sequence[Split]) -> Candidates | str:
     count = len({label for split in splits for label in split.store.described.labels})
     if count > MOST_LABELS:
         return f"there are {count} different ones, more than {MOST_LABELS}"
-    answers = _answers(splits)
+    answers = _answers(splits, opening_tokens(tokenizer))
     if len(answers) < 2:
         return "all rows have one label" if answers else ""
     written = {label: [_written(tokenizer, answer, label) for answer in found] for label, found in answers.items()}
@@ -76,20 +76,20 @@ def _commonest(found: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     return Counter(found).most_common(1)[0][0]
 
 
-def _answers(splits: Sequence[Split]) -> dict[str, list[NDArray[np.int32]]]:
-    """Of each label, the last answers of some rows."""
+def _answers(splits: Sequence[Split], opening: Sequence[int]) -> dict[str, list[NDArray[np.int32]]]:
+    """Of each label, the last answers of some rows, from their own words on."""
     found: dict[str, list[NDArray[np.int32]]] = {}
     for split in splits:
         seen: Counter[int] = Counter()
         labels = split.store.labels[split.row_of]
-        for index in np.flatnonzero(labels >= 0).tolist():
+        for index in split.questions.tolist():
             number = int(labels[index])
-            if seen[number] >= LOOKED_AT:
+            if number < 0 or seen[number] >= LOOKED_AT:
                 continue
             example = split[index]
-            if start := example.last_answer:
-                seen[number] += 1
-                found.setdefault(split.store.described.labels[number], []).append(example.ids[start:])
+            seen[number] += 1
+            label = split.store.described.labels[number]
+            found.setdefault(label, []).append(example.ids[own_words(example, opening) :])
     return found
 
 
@@ -145,10 +145,15 @@ def choose(
     start = ways.start or (ways.head and start_is_shared(tuner.model, tuner.device))  # nothing drops out here
     ways = replace(ways, kept=None, start=start)  # what is kept there is for rows that come again
     longest, found, left_out = max(map(len, offered.tokens)), [], 0
+    opening = opening_tokens(tuner.tokenizer)
+    questions = {int(index) for index in split.questions}
     for index in np.flatnonzero(numbers >= 0).tolist():
         example = split[index]
-        question = example.ids[: example.last_answer]
-        if not len(question) or len(question) + longest > max_length:
+        question = example.ids[: own_words(example, opening)]
+        if index not in questions:
+            left_out += not example.last_answer  # a plain text; others are earlier answers of a conversation
+            continue
+        if len(question) + longest > max_length:
             left_out += 1
             continue
         logs, first = log_probabilities(tuner, ways, question, offered)

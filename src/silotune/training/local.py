@@ -10,7 +10,7 @@ from silotune.data.batches import Batch, collate, plan_round
 from silotune.data.joined import Examples
 from silotune.data.seeds import derive
 from silotune.data.tokens import Example
-from silotune.errors import SilotuneError
+from silotune.errors import DivergedError
 from silotune.model import lora
 from silotune.model.tuner import Tuner
 from silotune.settings import TrainingSettings
@@ -42,12 +42,6 @@ class TrainingTotals:
     tokens: int
     loss_tokens: int
     seconds: float
-
-
-class DivergedError(SilotuneError):
-    """The loss is no longer finite."""
-
-    exit_code = 3
 
 
 def learning_rate(settings: TrainingSettings, progress: float) -> float:

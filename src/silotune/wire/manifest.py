@@ -77,7 +77,7 @@ def unpack(vector: NDArray[np.generic], manifest: Manifest, expected: AdapterSpe
     if manifest.codec != CODEC:
         raise AdmissionError(f"unknown codec {manifest.codec[:40]!r}")
     if manifest.spec != expected:
-        raise AdmissionError(_spec_difference(manifest.spec, expected))
+        raise AdmissionError(manifest.spec.difference(expected))
     if vector.dtype != np.dtype("<f4"):
         raise AdmissionError(f"the array is of dtype {vector.dtype}, expected float32")
     if vector.shape != (expected.size,):
@@ -94,18 +94,3 @@ def unpack(vector: NDArray[np.generic], manifest: Manifest, expected: AdapterSpe
     if max(-low, high) > MAX_MAGNITUDE:
         raise AdmissionError(f"the array holds a number beyond {MAX_MAGNITUDE:g}")
     return unflatten(floats, expected)
-
-
-def _spec_difference(found: AdapterSpec, expected: AdapterSpec) -> str:
-    names, wanted = dict(found.shapes), dict(expected.shapes)
-    if len(names) != len(found.shapes):
-        return "a tensor stands twice in the manifest"
-    missing, extra = sorted(wanted.keys() - names.keys()), sorted(names.keys() - wanted.keys())
-    if missing:
-        return f"{len(missing)} tensors are missing, {missing[0]} first"
-    if extra:
-        return f"{len(extra)} tensors are unknown, {extra[0][:120]} first"
-    for name, shape in expected.shapes:
-        if names[name] != shape:
-            return f"{name} has shape {names[name]}, expected {shape}"
-    return "the tensors are not in order"

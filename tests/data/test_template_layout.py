@@ -1,18 +1,21 @@
 """A template that only writes contents out is filled in once; what decides by them is found out."""
 
+import dataclasses
 import itertools
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import make_tokenizer
 
-from silotune.data import template as templates
+from silotune.data import rendering
+from silotune.data.chat_template import PLAIN_TEMPLATE, fill, template_of
+from silotune.data.rendering import renderings
 from silotune.data.rows import Turn
-from silotune.data.template import fill, pieces_of
 from silotune.data.template_flow import only_writes
+from silotune.data.template_layout import rendered
 from silotune.errors import DataError
-from silotune.model.base import PLAIN_TEMPLATE
 
 WRITES = {
     "chatml": (
@@ -73,16 +76,26 @@ said = st.text(st.sampled_from(" \t\n\x1f\u00a0ab<>{}%'"), max_size=8)
 
 
 @pytest.mark.parametrize("name", WRITES)
-@given(contents=st.lists(said, min_size=7, max_size=7), system=st.booleans(), open_end=st.booleans())
+@given(
+    contents=st.lists(said, min_size=5, max_size=5),
+    system=st.sampled_from([None, "template", "first-user", "drop"]),
+    exempt=st.booleans(),
+)
 @settings(max_examples=60, deadline=None)
-def test_filled_in_once_is_filled_in_for_each(name, contents, system, open_end):
-    tokenizer = make_tokenizer(WRITES[name])
+def test_filled_in_once_is_filled_in_for_each(name, contents, system, exempt):
+    template = template_of(make_tokenizer(WRITES[name]), system or "template")
     assert only_writes(WRITES[name])
-    roles = ["system"] * system + ["user", "assistant"] * 2 + ["user"] * open_end
+    roles = ["system"] * (system is not None) + ["user", "assistant"] * 2
     turns = [Turn(role, content) for role, content in zip(roles, contents, strict=False)]
-    filled = [("".join(part.text(contents) for part in piece.parts), piece.answer)
-              for piece in pieces_of(tokenizer, turns, open_end)]  # fmt: skip
-    assert filled == templates._cut(tokenizer, turns, open_end)
+    if exempt:
+        turns[-3] = dataclasses.replace(turns[-3], learned=False)
+    try:
+        expected = renderings(template, turns)
+    except DataError as error:
+        with pytest.raises(DataError, match=re.escape(str(error)[:40])):
+            rendered(template, turns)
+        return
+    assert [dataclasses.replace(one, thoughts_dropped=False) for one in expected] == rendered(template, turns)
 
 
 @pytest.mark.parametrize("name", USES)
@@ -93,22 +106,22 @@ def test_a_use_of_a_content_is_found(name):
 @pytest.mark.parametrize("name", USES)
 def test_a_template_that_uses_contents_is_filled_in_for_each_row(name):
     tokenizer = make_tokenizer("{{ '<|im_start|>' }}" + USES[name] + "{{ '<|im_end|>' * (messages | length) }}")
+    template = template_of(tokenizer)
     for contents in itertools.product(("a", " b </think>c", "/no_think"), repeat=2):
         turns = [Turn("user", contents[0]), Turn("assistant", contents[1])]
         try:
-            expected = templates._cut(tokenizer, turns, False)
+            expected = renderings(template, turns)
         except DataError as error:
             with pytest.raises(DataError, match=str(error)[:30]):
-                pieces_of(tokenizer, turns, False)
+                rendered(template, turns)
             continue
-        pieces = pieces_of(tokenizer, turns, False)
-        assert [("".join(part.text(contents) for part in piece.parts), piece.answer) for piece in pieces] == expected
+        assert rendered(template, turns) == expected
 
 
 def test_the_template_is_filled_in_once_for_rows_of_the_same_roles(monkeypatch):
-    tokenizer = make_tokenizer(WRITES["chatml"])
+    template = template_of(make_tokenizer(WRITES["chatml"]))
     calls = []
-    monkeypatch.setattr(templates, "fill", lambda *given: calls.append(1) or fill(*given))
+    monkeypatch.setattr(rendering, "fill", lambda *given, **more: calls.append(1) or fill(*given, **more))
     for number in range(5):
-        pieces_of(tokenizer, [Turn("user", f"q{number}"), Turn("assistant", "a")], False)
-    assert len(calls) == 2
+        rendered(template, [Turn("user", f"q{number}"), Turn("assistant", "a")])
+    assert len(calls) == 6  # prompt and whole, and as much and what may follow to find the end of the turn
