@@ -15,7 +15,7 @@ from typing import Any
 
 from silotune.data.reading import Reading, read_rows
 from silotune.data.store import open_store
-from silotune.data.tokens import conversation_texts, encode
+from silotune.data.tokens import encode, rendered_texts
 from silotune.model.base import load_tokenizer, locate
 
 
@@ -44,7 +44,7 @@ def main(count: int) -> None:
         os.environ["SILOTUNE_HOME"] = folder
         path = write_rows(Path(folder), count)
         rows = [row for _, row in read_rows([path], Reading())]
-        texts = conversation_texts(tokenizer, rows)
+        texts = rendered_texts(tokenizer, rows)
         backend = tokenizer.backend_tokenizer
         library, encoded = timed(lambda: backend.encode_batch_fast(texts, add_special_tokens=False))
         tokens = sum(len(one.ids) for one in encoded)
