@@ -279,6 +279,7 @@ def train(
             trackers.tracked(wanted, folder, aloud(watch)) as tracked,
             local.local_venue(len(crew.silos), tracked, scratch) as venue,
         ):
+            checkpoint.require_sound(folder, checkpoint.latest(folder), spec)
             if not _all_rounds_done(folder, wanted):
                 _run_engine(wanted, folder, crew.showing(scratch), venue, spec)
             venue.watch(Event("finishing"))

@@ -92,3 +92,11 @@ def test_answers_of_the_python_api_come_in_order(run, alone):
     found = opened.answers(asked, sampling=silotune.Sampling(7), batch=2)
     assert list(found) == [answer["tuned"] for answer in alone]
     assert list(opened.answers([])) == []
+
+
+def test_bytes_that_are_no_characters_are_refused(call, run):
+    for options in (["--prompt", "a\udcff"], ["--prompt", "a", "--system", "\udcff"]):
+        code, out, err = call("generate", run, *options)
+        assert (code, out) == (2, "") and "is not UTF-8" in err
+    code, out, err = call("generate", run, "--prompt", "-", stdin="\udcff")
+    assert (code, out) == (2, "") and "is not UTF-8" in err

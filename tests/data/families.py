@@ -136,6 +136,16 @@ FAMILIES = {
     "two tokens end a turn": Family(
         _LOOP + "{{ '<|' + m.role + '|>' + m.content + eos_token + '<|end|>\n' }}{% endfor %}" + _PROMPT + "{{ '<|assistant|>' }}{% endif %}",
         "</s><|end|>"),
+    "a prompt that begins a thought": Family(
+        _LOOP + "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% set c = m.content %}{% set r = '' %}{% if '</think>' in c %}"
+        "{% set r = c.split('</think>')[0].split('<think>')[-1] | trim %}{% set c = c.split('</think>')[-1] | trim %}{% endif %}"
+        "{{ '<think>' + r + '</think>\n' + c }}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+        + _PROMPT + "{{ '<|im_start|>assistant\n<think>' }}{% endif %}", "<|im_end|>", opening="</think>\n"),
+    "words, no end, always open": Family(
+        _LOOP + "{{ '### ' + m.role + '\n' + m.content + '\n' }}{% endfor %}{{ '### assistant\n' }}", "", apart=True,
+        tail="\n### assistant\n"),
+    "role tokens, no end, always open": Family(
+        "<s>" + _LOOP + "{{ '<|' + m.role + '|>' + m.content }}{% endfor %}{{ '<|assistant|>' }}", "", apart=True, tail="<|assistant|>"),
     "plain": Family("{{ bos_token }}" + PLAIN_TEMPLATE, "</s>"),
 }  # fmt: skip
 

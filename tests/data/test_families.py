@@ -4,6 +4,7 @@ The oracle here knows the families' templates from reading them (`families`), re
 borders of tokens from transformers' own offsets.
 """
 
+import itertools
 import json
 
 import pytest
@@ -11,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data.families import FAMILIES, Family, with_template
 
-from silotune.data.chat_template import template_of
-from silotune.data.rendering import turn_end
+from silotune.data.chat_template import fill, template_of
+from silotune.data.rendering import control_tokens, turn_end
 from silotune.data.rows import Row, Turn
 from silotune.data.template_check import oddities
 from silotune.data.tokens import ChatOptions, encode, encode_prompt
@@ -256,7 +257,9 @@ def test_a_template_that_leaves_the_system_turn_out_in_silence_is_refused_the_sa
     with pytest.raises(DataError, match=r'no place for a system turn\. Set data\.system = "first-user"'):
         encode(with_template("bytes", template), [Row((SYSTEM, *ASKED), 3)], 512)
     template = "{% for m in messages if m.role != 'user' %}{{ m.content + eos_token }}{% endfor %}"
-    with pytest.raises(DataError, match="line 3: the model's chat template leaves out turn 1, the user's"):
+    with pytest.raises(
+        DataError, match=r"line 3: the model's chat template leaves out what turn 1 says, .*take a base"
+    ):
         encode(with_template("bytes", template), [Row(ASKED, 3)], 512)
 
 
@@ -285,6 +288,89 @@ def test_thoughts_apart_go_where_the_template_has_a_place_for_them():
     assert not any(example.thoughts_dropped for example in found)
     with pytest.raises(DataError, match=r"no place for reasoning_content\. Write it into the content"):
         encode(with_template("bytes", FAMILIES["chatml"].template), [Row(turns, 1)], 512)
+
+
+LATER = "{% for m in messages %}{% if m.role == 'assistant' %}{% if m.reasoning_content and loop.last %}" \
+    "{{ '<|start|>think<|message|>' + m.reasoning_content + '<|end|>' }}{% endif %}{% if m.tool_calls %}" \
+    "{{ '<|start|>call<|message|>' + (m.tool_calls[0].function | tojson) + '<|end|>' }}{% else %}" \
+    "{{ '<|start|>final<|message|>' + m.content + '<|end|>' }}{% endif %}{% else %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}" \
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>' }}{% endif %}"  # fmt: skip
+"""Thoughts are written in the last turn only, also those before a call: an answer changes how the call is written."""
+
+
+def shown(tokenizer, example):
+    """The text of an example, with what carries loss in brackets."""
+    runs = [(bool(marked), [int(token) for _, token in group]) for marked, group in itertools.groupby(
+        zip(example.answered, example.ids, strict=True), lambda pair: pair[0])]  # fmt: skip
+    return "".join(f"[{tokenizer.decode(ids)}]" if marked else tokenizer.decode(ids) for marked, ids in runs)
+
+
+def test_an_answer_that_changes_how_the_turns_before_it_are_written_is_learned_whole():
+    tokenizer = with_template("bytes", LATER)
+    call = A("", tool_calls=CALL, reasoning="check")
+    turns = (U("Rain?"), call, Turn("tool", "yes", name="weather", tool_call_id="abcdef123"), A("Yes.", reasoning="so"))
+    (found,) = encode(tokenizer, [Row(turns, 1)], 512)
+    function = '{"name": "weather", "arguments": {"city": "Oxbay", "days": 2}}'
+    user = "<|start|>user<|message|>Rain?<|end|><|start|>"
+    assert [shown(tokenizer, one) for one in found] == [
+        f"{user}[think<|message|>check<|end|><|start|>call<|message|>{function}<|end|>]",
+        f"{user}call<|message|>{function}<|end|><|start|>tool<|message|>yes<|end|><|start|>"
+        "[think<|message|>so<|end|><|start|>final<|message|>Yes.<|end|>]",
+    ]
+    assert not any(one.thoughts_dropped for one in found)
+
+
+def test_thoughts_in_an_answer_s_text_are_learned_where_the_prompt_closes_an_empty_one():
+    family = FAMILIES["thoughts of earlier turns are dropped"]
+    closed = family.template.replace(
+        "add_generation_prompt %}{{- '<|im_start|>assistant\n' }}",
+        "add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n\n</think>\n\n' }}",
+    )
+    tokenizer = with_template("bytes", closed)
+    (found,) = encode(tokenizer, [Row((U("2+3?"), A("<think>add</think>5")), 1)], 512)
+    assert shown(tokenizer, found[0]).endswith("<think>\n[add\n</think>\n\n5<|im_end|>]")
+    assert control_tokens(template_of(tokenizer)).isdisjoint({"<think>", "</think>"})
+
+
+def test_the_prompt_that_is_added_closes_no_thought():
+    template = FAMILIES["thoughts of earlier turns are dropped"].template.rpartition("{%- if add_generation_prompt %}")[
+        0
+    ]
+    tokenizer = with_template("bytes", template)
+    assert fill(template_of(tokenizer), [U("?")], prompt=True).endswith("<|im_start|>assistant\n<think>\n")
+    (found,) = encode(tokenizer, [Row((U("2+3?"), A("5", reasoning="add")), 1)], 512)
+    assert shown(tokenizer, found[0]).endswith("<think>\n[add\n</think>\n\n5<|im_end|>]")
+
+
+def test_a_header_that_takes_in_blanks_carries_no_loss():
+    from tokenizers import AddedToken
+
+    tokenizer = with_template("bytes", FAMILIES["two tokens end a turn"].template)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [AddedToken("<|assistant|>", rstrip=True, special=True)]}
+    )
+    turns = (U("Rain?"), A(" \n yes"))
+    ((found,),) = encode(tokenizer, [Row(turns, 1)], 512)
+    prompt = encode_prompt(tokenizer, turns[:1])
+    assert found.ids[: len(prompt)].tolist() == prompt and found.last_answer == len(prompt)
+
+
+def test_calls_end_with_the_turn_and_not_with_the_call():
+    template = ("{% for m in messages %}{% if m.role == 'assistant' %}{{ ' ' + m.content }}{% for c in m.tool_calls or [] %}"
+                "{{ '<tool_call>' + (c.function | tojson) + '</tool_call>' }}{% endfor %}{{ eos_token }}{% else %}"
+                "{{ '[INST] ' + m.content + ' [/INST]' }}{% endif %}{% if loop.first and tools %}{{ tools | tojson }}{% endif %}{% endfor %}")  # fmt: skip
+    tokenizer = with_template("bytes", template)
+    assert turn_end(template_of(tokenizer)).tokens == (tokenizer.eos_token_id,)
+
+
+def test_tools_in_a_form_of_the_template_s_own():
+    template = ("{% if tools %}{% for t in tools %}{% if t.takes is not defined %}{{ raise_exception('takes') }}{% endif %}"
+                "{{ t.name + '(' + t.takes + ')' }}{% endfor %}{% endif %}" + FAMILIES["chatml"].template)  # fmt: skip
+    tokenizer = with_template("bytes", template)
+    ((found,),) = encode(tokenizer, [Row(ASKED, 1, tools='[{"name": "weather", "takes": "city"}]')], 512)
+    assert shown(tokenizer, found).startswith("weather(city)<|im_start|>user")
+    with pytest.raises(DataError, match="no place for tools"):
+        encode(tokenizer, [Row(ASKED, 1, tools=TOOLS)], 512)
 
 
 def test_thoughts_that_a_template_drops_are_told():

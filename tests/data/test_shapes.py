@@ -184,7 +184,7 @@ def test_what_is_suggested_for_two_shapes_says_what_each_leaves_out(tmp_path):
 @pytest.mark.parametrize(
     ("switch", "learned"),
     [({"weight": 0}, False), ({"weight": 1}, True), ({"weight": 0.0}, False), ({"train": False}, False), ({"train": True}, True),
-     ({"mask": True}, False), ({"mask": 0}, True), ({"loss": False}, False), ({"loss": 0.3}, True), ({"weight": None}, True)],
+     ({"mask": True}, False), ({"mask": 0}, True), ({"loss": False}, False), ({"loss": 0.3}, True), ({"loss": 0}, False), ({"weight": None}, True)],
 )  # fmt: skip
 def test_a_turn_says_whether_it_carries_loss(tmp_path, switch, learned):
     later = [{"role": "user", "content": "r"}, {"role": "assistant", "content": "b"}]
@@ -218,6 +218,27 @@ def test_tools_calls_and_thoughts_are_read_in_every_form(tmp_path):
     assert json.loads(other.tools) == TOOLS
 
 
+CALL = {"name": "weather", "parameters": {"city": "Oxbay"}}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"tool_calls": [CALL]}, {"tool_calls": [{"type": "function", "function": CALL}]}, {"tool_calls": json.dumps([CALL])},
+     {"function_call": {"name": "weather", "arguments": {"city": "Oxbay"}}}],
+)  # fmt: skip
+def test_no_argument_of_a_call_is_lost(tmp_path, said):
+    turns = [MESSAGES[0], {"role": "assistant", "content": None, **said}]
+    row = row_of(tmp_path, {"messages": turns, "tools": "[]"})
+    (call,) = json.loads(row.turns[1].tool_calls)
+    assert call["function"] == {"name": "weather", "arguments": {"city": "Oxbay"}} and row.tools is None
+
+
+def test_a_call_may_come_with_thoughts_in_either_form(tmp_path):
+    call = {"from": "function_call", "value": json.dumps(CALL), "reasoning": "hm"}
+    row = row_of(tmp_path, {"conversations": [{"from": "human", "value": "q"}, call]})
+    assert row.turns[1].reasoning == "hm" and row.turns[1].content == ""
+
+
 def messages(*turns):
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
@@ -230,24 +251,32 @@ def messages(*turns):
         (messages(("system", "s"), ("assistant", "hello")), "the assistant speaks first"),
         (messages(("user", "q"), ("user", "r"), ("assistant", "a")), r"must be assistant here\. Join the two user turns into one\."),
         (messages(("user", "q"), ("assistant", "a"), ("user", "r")), r"the last turn must be the assistant's\. Remove what comes after\."),
-        (messages(("user", "q"), ("bot", "a")), r"'role' must be one of system, developer, user, assistant, tool; here assistant\."),
+        (messages(("user", "q"), ("bot", "a")), r"'role' must be one of system, developer, user, assistant, tool, function; here assistant\."),
         (messages(("user", "q"), ("assistant", " ")), r"messages\[1\]: field 'content' is blank\. Fill it, or leave the row out\."),
         (messages(("user", "q"), ("tool", "t"), ("assistant", "a")), r"messages\[1\]: the role must be assistant here\."),
         ({"messages": [{"Role": "user", "content": "q"}, MESSAGES[1]]}, "Write 'role' in small letters and without blanks"),
-        ({"messages": [{"role": "user", "Content ": "q"}, MESSAGES[1]]}, "Write 'content' in small letters and without blanks"),
+        ({"messages": [{"role": "user", "Content ": "q"}, MESSAGES[1]]}, "the key .Content .* is not read as .content."),
         ({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0}]}, "no answer carries loss, so there is nothing to learn"),
         ({"messages": [MESSAGES[0], {**MESSAGES[1], "weight": 0.5}]}, "'weight' must be 0 or 1, true or false"),
         ({"messages": [MESSAGES[0], {**MESSAGES[1], "thinking": "x", "reasoning": "y"}]}, "thinking and reasoning both say"),
         ({"messages": [{**MESSAGES[0], "tool_calls": [1]}, MESSAGES[1]]}, "tool_calls belongs to the assistant's turns"),
         ({"messages": [MESSAGES[0], {**MESSAGES[1], "tool_calls": [{"name": ""}]}]}, r"tool_calls\[0\]: must be an object with a function's"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, MESSAGES[1]]}, "has a part that is no text"),
-        ({"messages": MESSAGES, "tools": "no json"}, "field 'tools' must be a list of tools, or the JSON of one"),
+        ({"messages": MESSAGES, "tools": "no json"}, "field 'tools': not valid JSON"),
+        ({"messages": MESSAGES, "tools": '[{"name": "f", "name": "g"}]'}, "a field stands twice"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "Weight": 0}]}, r"messages\[1\]: the key 'Weight' is not read as 'weight'"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "content": [{"type": "text", "text": "a", "train": False}]}]}, "has a part with 'train'"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "tool_calls": [{"type": "custom", "name": "f"}]}]}, r"tool_calls\[0\]: has more than"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "tool_calls": [{"function": {"name": "f", "args": {"a": 1}}}]}]}, "has more than a function's"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "tool_calls": [1]}]}, "must be a list of calls, each with a name and arguments"),
+        ({"messages": [MESSAGES[0], {**MESSAGES[1], "tool_calls": [CALL], "function_call": CALL}]}, "tool_calls and function_call both call tools"),
+        ({"conversations": [{"role": "user", "content": "q"}]}, r'Its turns are messages: set data\.fields = \{ messages = "conversations" \}'),
         ({"messages": MESSAGES, "tools": [1]}, "field 'tools' must be a list of tools, each an object"),
         ({"messages": [{"role": "system", "content": "t"}, *MESSAGES], "system": "s"}, "field 'system' and the first turn are two system turns"),
         ({**PAIR, "history": [["q"]]}, r"field 'history' must be a list of \[question, answer\], oldest first"),
         ({**PAIR, "history": [["q", 3]]}, r"field 'history\[0\]' must be text, not a number"),
         ({**PAIR, "context": {"title": "x"}}, "field 'context' must be text, not an object. Write it as text"),
-        ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "no"}]}, "must be the JSON of a name and arguments"),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "no"}]}, r"conversations\[1\]: not valid JSON"),
     ],
 )  # fmt: skip
 def test_turns_that_cannot_be_meant_are_refused_with_a_remedy(tmp_path, record, says):

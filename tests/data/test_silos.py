@@ -1,5 +1,6 @@
 """Finding silos in every layout, and a silo's configuration."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,6 +126,15 @@ def test_the_folder_of_a_run_is_no_silo(tmp_path):
     for pattern in (str(tmp_path / "*"), str(tmp_path)):
         assert [silo.name for silo in find_silos(pattern)] == ["a"]
     assert sorted(find_runs([str(tmp_path / "*")])) == ["begun", "run1", "runs/first", "runs/second"]
+    assert sorted(find_runs([str(tmp_path)]))[0].endswith("/begun") and len(find_runs([str(tmp_path)])) == 4
+    (tmp_path / "runs" / "notes.md").write_text("")
+    (tmp_path / "runs" / "gone").mkdir()
+    (tmp_path / "run1" / "adapter").mkdir()
+    assert [silo.name for silo in find_silos([str(tmp_path / "*"), str(tmp_path / "a")])] == ["a"]
+    (tmp_path / "deep" / "b").mkdir(parents=True)
+    (tmp_path / "deep" / "b" / "train.jsonl").write_text(ROW)
+    assert [silo.name for silo in find_silos(str(tmp_path / "*" / "[ab]*"))] == ["b"]  # run1/adapter is in a run
+    shutil.rmtree(tmp_path / "deep")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: a silo without rows"):
         find_silos(str(tmp_path / "*"))

@@ -1,11 +1,14 @@
 """The round loop on the inline engine: who is left out and why, and what stops a run."""
 
+import shutil
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from tests.conftest import write_silo
 from tests.federation.helpers import adapter_bytes, client_app, run
 
+import silotune
 from silotune.errors import FederationError, Interrupted, ModelError, RunError
 from silotune.federation import checkpoint, messages, server
 from silotune.federation.messages import ADAPTER, ARRAY, FIELDS, MANIFEST, VERSION
@@ -304,6 +307,18 @@ def test_a_silo_whose_rows_changed_is_refused_on_resume(make_recipe, tmp_path, s
     train.write_text("\n".join(train.read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(RunError, match="'ash' holds other rows"):
         run(recipe, tmp_path / "run")
+
+
+def test_a_saved_adapter_of_another_kind_is_refused_before_it_becomes_the_result(make_recipe, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    run = silotune.train(make_recipe(training={"rounds": 1}), out=tmp_path / "run")
+    shutil.rmtree(run.path / "adapter")
+    (state,) = run.path.glob("state/round-0001/state.safetensors")
+    save_file({name: value.astype("float64") for name, value in load_file(state).items()}, state)
+    with pytest.raises(RunError, match=r"the adapter of round 1 cannot be used: .* is of dtype float64"):
+        silotune.train(resume=run.path)
+    assert not (run.path / "adapter").exists()
 
 
 def test_another_recipe_is_refused_on_resume_with_the_difference(make_recipe, tmp_path):

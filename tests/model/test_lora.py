@@ -107,7 +107,7 @@ def saved(tiny_base, tmp_path):
     spec = lora.spec_of(lora.attach(skeleton, settings))
     adapter = {name: np.full(shape, 0.5, np.float32) for name, shape in spec.shapes}
     lora.save(adapter, lora.peft_config(load_skeleton(str(tiny_base)), settings), tmp_path, "tiny")
-    return tmp_path, adapter, lambda: lora.load(tmp_path, spec, settings)
+    return tmp_path, adapter, lambda: lora.load(tmp_path, spec, settings, "tiny")
 
 
 def changed(adapter, **how):
@@ -161,6 +161,18 @@ def test_tensors_that_are_missing_or_unknown_are_told_before_any_is_read(saved):
         ({"lora_alpha": 1}, "lora_alpha is 1, the run was made with 16.0"),
         ({"use_rslora": True}, "use_rslora is True, the run was made with False"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3', the run was made with 'LORA'"),
+        ({"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "lm_head"]}, "target_modules are not the modules"),
+        ({"target_modules": ["q_proj"]}, "target_modules are not the modules"),
+        ({"alpha_pattern": {"q_proj": 64}}, "alpha_pattern is "),
+        ({"use_dora": True}, "use_dora is True"),
+        ({"bias": "all"}, "bias is 'all', the run was made with 'none'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is "),
+        ({"task_type": "SEQ_CLS"}, "task_type is 'SEQ_CLS'"),
+        (
+            {"base_model_name_or_path": "other/base"},
+            "base_model_name_or_path is 'other/base', the run was made with 'tiny'",
+        ),
+        ({"unheard_of": 1}, "unheard_of is 1"),
         (None, r"cannot be read \(JSONDecodeError\)"),
     ],
 )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
+from silotune.data.pieces import same_start
 from silotune.data.rows import Turn
 from silotune.errors import DataError
 from silotune.settings import SystemTurns
@@ -195,13 +196,15 @@ def places(template: ChatTemplate) -> Places:
         as_text = Places(arguments="text")
         if '"argument4711"' in (calls(_TOOLS, as_text) or calls(None, as_text)):
             arguments, written = "text", calls(_TOOLS, as_text) or calls(None, as_text)
+    called = replace(_CALLS, reasoning="thought4711")
+    thoughtful = [([_ASKED, _THOUGHT], None, Places()), ([_ASKED, called], _TOOLS, Places(arguments=arguments))]
     return Places(
         turns=finds("answer4711", [_ASKED, _ANSWERED]),
         system=finds("system4711", [_SYSTEM, _ASKED, _ANSWERED]),
         tools=finds("tool4711", [_ASKED, _ANSWERED], _TOOLS),
         tool_turns="result4711" in written,
         tool_calls="value4711" in written,
-        reasoning=finds("thought4711", [_ASKED, _THOUGHT]),
+        reasoning=any("thought4711" in _tried(template, turns, tools, how) for turns, tools, how in thoughtful),
         arguments=arguments,
     )
 
@@ -230,6 +233,8 @@ def _require_places(template: ChatTemplate, turns: Sequence[Turn], tools: str | 
             '"first-user" to put it before the first user turn, or "drop" to leave it out.'
         )
     lacking = [part for part in wanted if not _has_place(found, part)]
+    if "tools" in lacking and _told(template, turns, tools, found):
+        lacking.remove("tools")
     if lacking == ["reasoning_content"]:
         raise DataError(
             "the model's chat template has no place for reasoning_content. Write it into the content as the model "
@@ -240,6 +245,11 @@ def _require_places(template: ChatTemplate, turns: Sequence[Turn], tools: str | 
             f"the model's chat template has no place for {_listed(lacking)}. Leave the row out, or take a base whose "
             "template has one."
         )
+
+
+def _told(template: ChatTemplate, turns: Sequence[Turn], tools: str | None, how: Places) -> bool:
+    """Whether a template writes these very tools: it may know another form than the one that most do."""
+    return _tried(template, turns, tools, how) not in ("", _tried(template, turns, None, how))
 
 
 def _parts_of(turns: Sequence[Turn], tools: str | None) -> list[str]:
@@ -313,13 +323,18 @@ def prepare(tokenizer: Any) -> None:
         tokenizer.chat_template = dated(tokenizer.chat_template)
     else:
         tokenizer.chat_template = {name: dated(text) for name, text in tokenizer.chat_template.items()}
-    header = _unprompted_header(template_of(tokenizer))
-    if header and isinstance(tokenizer.chat_template, str):
-        text = tokenizer.chat_template.removesuffix("\n")  # Jinja drops it at the end and would write it elsewhere
-        written = json.dumps(header, ensure_ascii=False)
-        tokenizer.chat_template = (
-            f"{text}{ADDED_PROMPT}{{% if add_generation_prompt %}}{{{{ {written} }}}}{{% endif %}}"
-        )
+    if header := _unprompted_header(template_of(tokenizer)):
+        if isinstance(tokenizer.chat_template, str):
+            tokenizer.chat_template = _with_prompt(tokenizer.chat_template, header)
+        else:
+            told = tokenizer.chat_template
+            tokenizer.chat_template = {**told, "default": _with_prompt(told["default"], header)}
+
+
+def _with_prompt(template: str, header: str) -> str:
+    text = template.removesuffix("\n")  # Jinja drops it at the end and would write it elsewhere
+    written = json.dumps(header, ensure_ascii=False)
+    return f"{text}{ADDED_PROMPT}{{% if add_generation_prompt %}}{{{{ {written} }}}}{{% endif %}}"
 
 
 def first_tokens(tokenizer: Any) -> list[int]:
@@ -329,16 +344,17 @@ def first_tokens(tokenizer: Any) -> list[int]:
 
 
 def _unprompted_header(template: ChatTemplate) -> str:
-    """What a template writes before an answer and not when it is asked for a prompt; empty if it writes it then too."""
+    """What a template writes before any answer, and not when it is asked for a prompt; empty if it writes it then."""
     try:
         without, asked = (_written(template, [_ASKED], None, prompt, Places()) for prompt in (False, True))
-        whole = _written(template, [_ASKED, _ANSWERED], None, False, Places())
+        answers = [_ANSWERED, _THOUGHT, Turn("assistant", "<think>thought4711</think>answer4711")]
+        wholes = [_written(template, [_ASKED, answer], None, False, Places()) for answer in answers]
     except _Refused:
         return ""
-    before, said, _ = whole.partition(_ANSWERED.content)
-    if asked != without or not said or not before.startswith(asked):
+    if asked != without or not all(whole.startswith(asked) and _ANSWERED.content in whole for whole in wholes):
         return ""
-    header = before[len(asked) :]
+    headers = [re.split("thought4711|answer4711", whole[len(asked) :])[0] for whole in wholes]
+    header = headers[0][: min(same_start(headers[0], other) for other in headers)]
     return header if header.strip() else ""
 
 

@@ -201,7 +201,9 @@ WITHIN: Sequence[tuple[bytes, str, str]] = (
     (b"mimetypeapplication/epub", "an e-book (EPUB)", "Save its text first."),
 )
 """What names of files in a ZIP archive say it is."""
-PAGE = re.compile(rb"\s*(<!--.*?-->\s*)?<(!doctype\s+html|html[\s>])", re.IGNORECASE | re.DOTALL)
+PAGE = re.compile(
+    rb"\s*(<\?xml.*?\?>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html[\s>]|head[\s>])", re.IGNORECASE | re.DOTALL
+)
 LOOKED_AT = 4096
 """Bytes at the start of a file by which it is known for what it is."""
 
@@ -209,12 +211,16 @@ LOOKED_AT = 4096
 def kind_of_file(start: bytes) -> tuple[str, str] | None:
     """What a file is that is no text, and what to do, by its first bytes; None if it may be text."""
     start = start.removeprefix(b"\xef\xbb\xbf")
-    if start.startswith(b"PK\x03\x04"):
+    if start.lstrip().startswith(b"%PDF-"):
+        start = start.lstrip()
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         archive = next((pair for mark, *pair in WITHIN if mark in start[:LOOKED_AT]), None)
         return (archive[0], archive[1]) if archive else ("a ZIP archive", "Unpack it.")
     for mark, kind, advice in KINDS:
         if start.startswith(mark):
             return kind, advice
+    if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
+        return "a picture (WEBP)", "Give text."
     if PAGE.match(start[:LOOKED_AT]):
         return "a web page (HTML)", "It may be an error page in place of the file: fetch that again, or give its text."
     if start[257:262] == b"ustar":

@@ -13,7 +13,7 @@ tokenizer as it is, and so do all texts with tokenizers outside the library; the
 import bisect
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +81,8 @@ def token_ids_with(
 ) -> "list[tuple[array[int], list[tuple[int, int]]]]":
     """Tokenise many texts whole, and say where stretches of them stand in the tokens.
 
-    A token belongs to a stretch if it has a character of it, or stands empty where it begins.
+    A token belongs to a stretch if it has a character of it, or stands empty where it begins. One from before that only
+    takes in the stretch's first blanks (an added token with `rstrip`) does not.
 
     Args:
         coder: the tokenizer.
@@ -93,6 +94,7 @@ def token_ids_with(
     """
     if coder.backend is None:
         return [_without_offsets(coder, text, wanted) for text, wanted in zip(texts, borders, strict=True)]
+    greedy = {number for number, token in coder.backend.get_added_tokens_decoder().items() if token.rstrip}
     found = [(array("i"), [[-1, -1] for _ in wanted]) for wanted in borders]
     read = [0] * len(texts)
     whole = ((index, piece) for index, text in enumerate(texts) for piece in pieces(coder, text))
@@ -101,28 +103,31 @@ def token_ids_with(
             encoded = backend.encode_batch([piece for _, piece in batch], add_special_tokens=False)
         for (index, piece), encoding in zip(batch, encoded, strict=True):
             ids, places = found[index]
-            _place(encoding, len(piece), read[index], len(ids), borders[index], places)
+            _place(encoding, greedy, len(piece), read[index], len(ids), borders[index], places)
             ids.extend(encoding.ids)
             read[index] += len(piece)
     return [(ids, [(first, last) for first, last in places]) for ids, places in found]
 
 
-def _place(encoding: Any, size: int, at: int, before: int, borders: Borders, places: list[list[int]]) -> None:
+def _place(
+    encoding: Any, greedy: Set[int], size: int, at: int, before: int, borders: Borders, places: list[list[int]]
+) -> None:
     """Find the tokens of those borders that lie in a piece of a text.
 
     Args:
         encoding: of the piece.
+        greedy: tokens that take in the white space after them, which makes them no part of what it belongs to.
         size: of the piece, in characters.
         at: where the piece begins in its text.
         before: tokens of the pieces before.
         borders: of the whole text.
         places: found so far; changed.
     """
-    tokens = range(len(encoding))
+    tokens, ids = range(len(encoding)), encoding.ids if greedy else ()
 
     def reaches(token: int, start: int) -> bool:
         first, last = encoding.token_to_chars(token)
-        return bool(last > start or first >= start)
+        return bool(first >= start or (last > start and not (greedy and ids[token] in greedy)))
 
     for (start, end), place in zip(borders, places, strict=True):
         if at <= start < at + size or (start == at + size and place[0] < 0):

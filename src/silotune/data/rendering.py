@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from silotune.data.chat_template import ChatTemplate, added_names, any_of, fill
+from silotune.data.chat_template import ChatTemplate, added_names, any_of, fill, places
 from silotune.data.pieces import same_start
 from silotune.data.rows import Role, Turn
 from silotune.errors import DataError
@@ -87,13 +87,12 @@ def renderings(template: ChatTemplate, turns: Sequence[Turn], tools: str | None 
 
 def _answer(template: ChatTemplate, turns: Sequence[Turn], tools: str | None) -> _Answer:
     """The last turn's answer, in what the template writes up to it."""
-    said = turns[-1]
     before = fill(template, turns[:-1], tools, prompt=True)
     whole = fill(template, turns, tools)
-    outline = outline_of(template, tuple(map(kind_of, turns)), tools is not None)
-    start = len(before) - outline.unsaid if outline.unsaid is not None else len(whole) + 1
-    if whole[:start] != before[:start]:
-        start = _found(said.content, whole.removesuffix(outline.tail))
+    outline = outline_of(template, tuple(map(kind_of, turns)), _tools_like(template, tools))
+    start = len(before) - outline.unsaid if outline.unsaid is not None else -1
+    if start < 0 or whole[:start] != before[:start]:
+        start = _found(template, turns, tools, whole, outline)
     if whole.endswith(outline.tail):
         end = len(whole) - len(outline.tail) + len(outline.closing)
     else:
@@ -101,15 +100,22 @@ def _answer(template: ChatTemplate, turns: Sequence[Turn], tools: str | None) ->
     return _Answer(len(turns) - 1, whole, start, max(start, end), outline.ended)
 
 
-def _found(content: str, whole: str) -> int:
-    """Where an answer begins that a rendering ends with, and that is written otherwise than a prompt goes on."""
-    for said in (content, content.strip()):
-        if said.strip() and whole.endswith(said):
-            return len(whole) - len(said)
-    raise DataError(
-        "the model's chat template rewrites an answer so that it cannot be found in what the template writes. "
-        "Leave the row out, or take another base."
-    )
+def _found(template: ChatTemplate, turns: Sequence[Turn], tools: str | None, whole: str, outline: "Outline") -> int:
+    """Where an answer begins that changes how the turns before it are written, so that the prompt does not go on so.
+
+    Its own words are what another answer would write otherwise; they stand as far behind its beginning as in the
+    outline.
+    """
+    said, kind = turns[-1], kind_of(turns[-1])
+    others = [fill(template, [*turns[:-1], other], tools) for other in kind.variants(len(turns) - 1)]
+    own = min(same_start(whole, other) for other in others)
+    plain = said.plain and not kind.thinks
+    if own < outline.lead or (plain and not whole[own:].lstrip().startswith(said.content.strip())):
+        raise DataError(
+            "the model's chat template rewrites an answer so that it cannot be found in what the template writes. "
+            "Leave the row out, or take another base."
+        )
+    return own - outline.lead
 
 
 def _end_at_the_end(template: ChatTemplate, whole: str, start: int) -> int:
@@ -137,25 +143,34 @@ class Kind:
     reasoning: bool = False
     tool_calls: int = 0
     named: bool = False
+    thinks: bool = False
+    """Whether its content begins with thoughts, up to `</think>`."""
 
     def marked(self, number: int, variant: int = 0) -> Turn:
-        """A turn of this kind with a mark for its content. Variants differ in the names and arguments of its calls."""
+        """A turn of this kind with a mark for its content. Variants have nothing of their own in common."""
         name, arguments = (("f", {"a": "b"}), ("gg", {"cc": 1}), ("h", {}))[variant]
         call = {"id": "abcdef123", "type": "function", "function": {"name": name, "arguments": arguments}}
+        thought = ("thought", "idea", "why")[variant]
+        content = (f"{EDGE}mark{number}of4711{EDGE}", "other", "another")[variant]
         return Turn(
             self.role,
-            "" if self.tool_calls else f"{EDGE}mark{number}of4711{EDGE}",
-            reasoning="thought" if self.reasoning else None,
+            "" if self.tool_calls else f"<think>\n{thought}\n</think>\n\n{content}" if self.thinks else content,
+            reasoning=thought if self.reasoning else None,
             tool_calls=json.dumps([call] * self.tool_calls) if self.tool_calls else None,
             name="f" if self.named else None,
             tool_call_id="abcdef123" if self.named else None,
         )
 
+    def variants(self, number: int) -> list[Turn]:
+        """Turns of this kind that say other things than the marked one."""
+        return [self.marked(number, variant) for variant in (1, 2)]
+
 
 def kind_of(turn: Turn) -> Kind:
     """The kind of a turn."""
     calls = len(json.loads(turn.tool_calls)) if turn.tool_calls else 0
-    return Kind(turn.role, bool(turn.reasoning), calls, bool(turn.name or turn.tool_call_id))
+    thinks = turn.role == "assistant" and not calls and "</think>" in turn.content
+    return Kind(turn.role, bool(turn.reasoning), calls, bool(turn.name or turn.tool_call_id), thinks)
 
 
 @dataclass(frozen=True)
@@ -173,42 +188,56 @@ class Outline:
     """What it writes after the prompt and before the answer's own text: an empty thought, say."""
 
     @property
+    def lead(self) -> int:
+        """Characters between the beginning of the answer and its own text."""
+        return len(self.opening)
+
+    @property
     def ended(self) -> bool:
         """Whether there is an end of the turn."""
         return bool(self.closing.strip())
 
 
 @functools.lru_cache(maxsize=1024)
-def outline_of(template: ChatTemplate, kinds: tuple[Kind, ...], tools: bool) -> Outline:
-    """Find out how a template writes conversations of these kinds, the last of which is an answer.
+def outline_of(template: ChatTemplate, kinds: tuple[Kind, ...], tools: str | None = None) -> Outline:
+    """Find out how a template writes conversations of these kinds, the last of which is an answer, with these tools.
 
     Raises:
         DataError: the template refuses them, or leaves a turn out.
     """
     turns = [kind.marked(number) for number, kind in enumerate(kinds)]
-    described = _TOOL if tools else None
-    before = fill(template, turns[:-1], described, prompt=True)
-    whole = fill(template, turns, described)
+    before = fill(template, turns[:-1], tools, prompt=True)
+    whole = fill(template, turns, tools)
     _require_all(template, kinds, whole)
     last = len(kinds) - 1
+    others = [fill(template, [*turns[:-1], other], tools) for other in kinds[last].variants(last)]
+    own = min(same_start(whole, other) for other in others)
+    marks = list(MARKED.finditer(whole))
     if kinds[last].tool_calls:
-        others = [fill(template, [*turns[:-1], kinds[last].marked(last, variant)], described) for variant in (1, 2)]
-        start, end = len(before), len(whole) - len(_common_end([whole, *others]))
+        end = len(whole) - len(_common_end([whole, *others]))
     else:
-        found = [mark.span() for mark in MARKED.finditer(whole) if int(mark[2]) == last]
-        start, end = found[0][0], found[-1][1]
-    same = same_start(before, whole[:start])
-    asked = max((found.end() for found in MARKED.finditer(before)), default=0)
+        end = max(mark.end() for mark in marks if int(mark[2]) == last)
+    asked = max((mark.end() for mark in MARKED.finditer(before)), default=0)
+    said = max((mark.end() for mark in marks if int(mark[2]) < last), default=0)
+    same = same_start(before, whole[:own])
     unsaid = len(before) - same if same >= asked else None
-    following = _following(template, turns, described, whole[:end])
-    opens_itself = before == fill(template, turns[:-1], described)
+    start = same if unsaid is not None else said + same_start(before[asked:], whole[said:own])
     tail = whole[end:]
-    closing = _closing(template, tail, following, opens_itself)
-    return Outline(unsaid, tail, closing, whole[same:start] if unsaid is not None else "")
+    following = _following(template, turns, tools, whole[:end])
+    if before == fill(template, turns[:-1], tools) and _same_header(template, before[asked:], tail).strip():
+        closing = _closing_before_header(template, kinds, tools, tail, following)
+    else:
+        closing = _closing(template, tail, following)
+    return Outline(unsaid, tail, closing, whole[start:own])
 
 
 _TOOL = json.dumps([{"type": "function", "function": {
     "name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}}])  # fmt: skip
+
+
+def _tools_like(template: ChatTemplate, tools: str | None) -> str | None:
+    """Tools that stand for any, where the template takes the form that most do; else these."""
+    return _TOOL if tools and places(template).tools else tools
 
 
 def _require_all(template: ChatTemplate, kinds: Sequence[Kind], whole: str) -> None:
@@ -217,7 +246,10 @@ def _require_all(template: ChatTemplate, kinds: Sequence[Kind], whole: str) -> N
     for number, kind in enumerate(kinds):
         dropped_on_purpose = kind.role == "system" and template.system == "drop"
         if number not in written and not kind.tool_calls and not dropped_on_purpose:
-            raise DataError(f"the model's chat template leaves out turn {number + 1}, the {kind.role}'s.")
+            raise DataError(
+                f"the model's chat template leaves out what turn {number + 1} says, the {kind.role}'s. Leave the row "
+                "out, or take a base whose template writes it."
+            )
 
 
 def _common_end(texts: Sequence[str]) -> str:
@@ -245,23 +277,49 @@ def _following(template: ChatTemplate, turns: Sequence[Turn], tools: str | None,
     return whole[len(upto) : place] if place is not None and whole.startswith(upto) else None
 
 
-def _closing(template: ChatTemplate, tail: str, following: str | None, opens_itself: bool) -> str:
+def _closing(template: ChatTemplate, tail: str, following: str | None) -> str:
     """The end of a turn, out of what is written after an answer.
 
     Args:
         template: of the base.
         tail: after an answer that nothing follows.
-        following: between an answer and a question.
-        opens_itself: the template does the same with a generation prompt and without: so the tail may go on with the
-            next turn's header, and only its first token is sure to be an end.
+        following: between an answer and a question; None if none may follow.
     """
     both = tail[: same_start(tail, following)] if following is not None else tail
     names = added_names(template)
-    if names and not opens_itself and (ends := [found.end() for found in names.finditer(both)]):
+    if names and (ends := [found.end() for found in names.finditer(both)]):
         return tail[: ends[-1]]
     if names and (first := names.search(tail)):
         return tail[: first.end()]
     return both.rstrip()
+
+
+def _same_header(template: ChatTemplate, one: str, other: str) -> str:
+    """What both texts end with, of which no token's name is cut."""
+    common, names = _common_end([one, other]), added_names(template)
+    start = len(other) - len(common)
+    cut = [found.end() for found in names.finditer(other) if found.start() < start < found.end()] if names else []
+    return other[max([start, *cut]) :]
+
+
+def _closing_before_header(
+    template: ChatTemplate, kinds: tuple[Kind, ...], tools: str | None, tail: str, following: str | None
+) -> str:
+    """The same where the template always opens the assistant's next turn, so that the tail ends with its header."""
+    names = added_names(template)
+    if kinds[-1].tool_calls:
+        plain = outline_of(template, (*kinds[:-1], Kind("assistant")), tools).closing
+        if plain.strip() and plain in tail:
+            return tail[: tail.index(plain) + len(plain)]
+    if following is None:
+        first = names.search(tail) if names else None
+        return tail[: first.end()] if first else ""
+    asked = fill(template, [Kind("user").marked(0)])
+    mark = MARKED.search(asked)
+    header = _same_header(template, asked[: mark.start() if mark else 0], following)
+    both = tail[: same_start(tail, following.removesuffix(header))]
+    ends = [found.end() for found in names.finditer(both)] if names else []
+    return tail[: ends[-1]] if ends else both.rstrip()
 
 
 # --------------------------------------------------------------------------------------------------- end of turn
@@ -287,7 +345,7 @@ def turn_end(template: ChatTemplate) -> TurnEnd:
     texts: list[str] = []
     for kinds in (asked, (Kind("user"), Kind("assistant", tool_calls=1))):
         try:
-            text = outline_of(template, kinds, kinds != asked).closing
+            text = outline_of(template, kinds, _TOOL if kinds != asked else None).closing
         except DataError:
             text = ""
         texts.append(text.strip())
@@ -299,17 +357,29 @@ def turn_end(template: ChatTemplate) -> TurnEnd:
 
 @functools.lru_cache(maxsize=64)
 def control_tokens(template: ChatTemplate) -> frozenset[str]:
-    """Names of tokens that only the template may write: special ones, and any added one that begins or ends a turn."""
+    """Names of tokens that only the template may write: special ones, and any added one that begins or ends a turn.
+
+    Of the others that stand before an answer, a pair such as `<think>` and `</think>` is the assistant's to write.
+    """
     tokenizer = template.tokenizer
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    names, written = added_names(template), ""
+    names, found = added_names(template), set[str]()
     try:
         asked = fill(template, [Kind("user").marked(0)], prompt=True)
-        outline = outline_of(template, (Kind("user"), Kind("assistant")), False)
-        written = asked[: len(asked) - (outline.unsaid or 0)] + outline.tail
+        outline = outline_of(template, (Kind("user"), Kind("assistant")))
+        if names:
+            header = max(mark.end() for mark in MARKED.finditer(asked))
+            found = {name for name in names.findall(asked[header:] + outline.tail) if not _paired(name, names)}
+            found |= {*names.findall(asked[:header]), *names.findall(outline.closing)}
     except DataError:  # it refuses even these; so it will refuse the rows
         pass
-    return frozenset({*special, *tokenizer.all_special_tokens, *(names.findall(written) if names else ())})
+    return frozenset({*special, *tokenizer.all_special_tokens, *found})
+
+
+def _paired(name: str, names: re.Pattern[str]) -> bool:
+    """Whether a token's name is a tag of which the other one of its pair is a token too."""
+    other = f"<{name[2:]}" if name.startswith("</") else f"</{name[1:]}"
+    return name.startswith("<") and names.fullmatch(other) is not None
 
 
 @functools.lru_cache(maxsize=64)

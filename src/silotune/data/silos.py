@@ -44,7 +44,7 @@ def find_silos(patterns: str | Sequence[str]) -> tuple[SiloFiles, ...]:
         if pattern.startswith(HUB):
             raise DataError(f"data.silos: {printable(pattern)} is a dataset, not a silo. Name a silo for it with "
                             "[[data.silos]], or deal it out with [data.pool].")  # fmt: skip
-        matches = [Path(match) for match in _matches(pattern, "data.silos") if not _only_runs(Path(match))]
+        matches = [Path(match) for match in _matches(pattern, "data.silos") if not _of_runs(Path(match))]
         silos = [silo for match in matches for silo in _silos_at(match) or (_no_silo(match) if match.is_dir() else [])]
         if not silos:
             raise DataError(f"data.silos: {printable(pattern)} holds no train.* and no NAME.train.* file of rows "
@@ -54,12 +54,16 @@ def find_silos(patterns: str | Sequence[str]) -> tuple[SiloFiles, ...]:
 
 
 def find_runs(patterns: Sequence[str]) -> tuple[str, ...]:
-    """Names of the folders that patterns name as silos, or that lie in those, and that are folders of runs."""
-    found = []
+    """The folders of runs that patterns name as silos, or that lie where those are looked for, by their names there."""
+    found: dict[Path, str] = {}
     for match in (Path(match) for pattern in patterns for match in _matches(pattern, "data.silos")):
-        inside = _entries(match) if match.is_dir() else []
-        found += [match.name] if _is_run(match) else [f"{match.name}/{path.name}" for path in inside if _is_run(path)]
-    return tuple(map(printable, found))
+        run = next((folder for folder in (match, *match.parents) if _is_run(folder)), None)
+        if run is not None:
+            found.setdefault(run, run.name)
+            continue
+        below = [entry for entry in _folders(match) for entry in (entry, *(() if _is_run(entry) else _folders(entry)))]
+        found |= {entry: str(entry.relative_to(match.parent)) for entry in below if _is_run(entry)}
+    return tuple(map(printable, dict.fromkeys(found.values())))
 
 
 def _is_run(path: Path) -> bool:
@@ -68,11 +72,18 @@ def _is_run(path: Path) -> bool:
     return made or (path / ".unfinished").is_dir()
 
 
-def _only_runs(path: Path) -> bool:
-    """Whether a folder is a run's, or holds folders of runs and nothing else."""
-    if not path.is_dir():
-        return False
-    return _is_run(path) or (bool(entries := _entries(path)) and all(map(_is_run, entries)))
+def _of_runs(path: Path) -> bool:
+    """Whether a folder is a run's, or lies in one, or holds folders of runs and nothing in which there are rows."""
+    if any(map(_is_run, (path, *path.parents))):
+        return True
+    folders = _folders(path)
+    rows = path.is_dir() and bool(_silos_in(path))
+    return not rows and any(map(_is_run, folders)) and all(_is_run(one) or not _entries(one) for one in folders)
+
+
+def _folders(path: Path) -> list[Path]:
+    """The folders in a folder."""
+    return [entry for entry in _entries(path) if entry.is_dir()] if path.is_dir() else []
 
 
 def listed_silos(sources: Sequence[SiloSource]) -> tuple[SiloFiles, ...]:
@@ -141,7 +152,7 @@ def _silos_at(path: Path) -> list[SiloFiles]:
         return silos
     found = []
     for entry in _entries(path):
-        if entry.is_dir() and not _only_runs(entry):
+        if entry.is_dir() and not _of_runs(entry):
             found += _silos_in(entry) or _no_silo(entry)
     return found
 

@@ -22,7 +22,7 @@ def oddities(tokenizer: Any, system: SystemTurns = "template") -> list[str]:
     template = template_of(tokenizer, system)
     try:
         prompt = fill(template, ASKED, prompt=True)
-        outline = outline_of(template, (Kind("user"), Kind("assistant")), False)
+        outline = outline_of(template, (Kind("user"), Kind("assistant")))
     except DataError as error:
         return [f"The chat template writes no question with its answer: {error}"]
     found = [*_prompts(template, prompt), *_beginning(template, prompt), *_ends(template)]

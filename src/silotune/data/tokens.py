@@ -82,6 +82,7 @@ def encode_prompt(
     Raises:
         DataError: the template refuses the conversation.
     """
+    require_characters(part for turn in turns for part in turn.parts)
     template = template_of(tokenizer, system)
     text = fill(template, turns, tools, prompt=True)
     spelling = _spelling_for(template, turns, tools)
@@ -144,7 +145,7 @@ def question_of(tokenizer: Any, row: Row, max_length: int, options: ChatOptions)
 def opening_tokens(tokenizer: Any, system: SystemTurns = "template") -> list[int]:
     """Tokens that every plain answer begins with because the template writes them: an empty thought, say."""
     try:
-        outline = outline_of(template_of(tokenizer, system), (Kind("user"), Kind("assistant")), False)
+        outline = outline_of(template_of(tokenizer, system), (Kind("user"), Kind("assistant")))
     except DataError:  # it refuses even these
         return []
     if not outline.opening.strip():  # a blank goes with the first word
@@ -330,8 +331,26 @@ def _require_unread(spelling: Spelling, text: str, hidden: str) -> None:
 # ------------------------------------------------------------------------------------------ plain texts
 
 
+def require_characters(parts: Iterable[str]) -> None:
+    """Refuse what a terminal or a pipe gives for bytes that are no characters.
+
+    Raises:
+        DataError: there are such.
+    """
+    for part in parts:
+        try:
+            part.encode("utf-8")
+        except UnicodeEncodeError:
+            raise DataError("the prompt is not UTF-8, or has half of a surrogate pair. Write it as UTF-8.") from None
+
+
 def encode_beginning(tokenizer: Any, text: str) -> list[int]:
-    """Tokens of the beginning of a plain text, for generation to go on with."""
+    """Tokens of the beginning of a plain text, for generation to go on with.
+
+    Raises:
+        DataError: it holds bytes that are no UTF-8.
+    """
+    require_characters([text])
     (ids,) = token_ids(tokenizer, [text], literal=True)
     return [*first_tokens(tokenizer), *ids]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from silotune.data.files import printable
+from silotune.data.json_reader import parsed
 from silotune.data.records import json_type
 from silotune.data.rows import Role, Turn
 from silotune.errors import DataError
@@ -27,6 +28,7 @@ class Form:
 
 MESSAGES = Form("role", "content", {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
+    "function": "tool",
 })  # fmt: skip
 SHAREGPT = Form("from", "value", {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
@@ -38,7 +40,9 @@ SWITCHES: Mapping[str, bool] = {"weight": True, "train": True, "loss": True, "ma
 """Keys that say of a turn whether it carries loss, and which value says that it does."""
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys under which a turn may hold what the assistant thought; one of them at most."""
-ASSISTANT_ONLY = ("tool_calls", *THOUGHTS)
+CALLS = ("tool_calls", "function_call")
+"""Keys under which a turn may call tools: several, or one."""
+ASSISTANT_ONLY = (*CALLS, *THOUGHTS)
 TOOL_ONLY = ("name", "tool_call_id")
 
 
@@ -55,9 +59,12 @@ def turns_of(value: Any, field: str, where: str, form: Form) -> tuple[Turn, ...]
     for index, item in enumerate(value):
         place = f"{where}: {name}[{index}]"
         if not isinstance(item, dict) or form.speaker not in item:
-            raise DataError(f"{place}: must be an object with {form.speaker!r} and {form.said!r}.{_hint(item, form)}")
+            raise DataError(
+                f"{place}: must be an object with {form.speaker!r} and {form.said!r}.{_hint(item, form, name)}"
+            )
         if not isinstance(item[form.speaker], str):
             raise DataError(f"{place}: {form.speaker!r} must be text, not {json_type(item[form.speaker])}.")
+        _require_plain_keys(item, place, form)
         role = form.roles.get(item[form.speaker])
         _require_turn(role, turns, place, form)
         assert role is not None
@@ -79,11 +86,32 @@ def answered(turns: tuple[Turn, ...], field: str, where: str) -> tuple[Turn, ...
     return turns
 
 
-def _hint(item: Any, form: Form) -> str:
-    """A key that is nearly the one that is missing."""
+def _hint(item: Any, form: Form, field: str) -> str:
+    """What to do where a key is missing: it is nearly there, or the list is in the other form."""
+    if not isinstance(item, dict):
+        return ""
     known = {form.speaker, form.said}
-    near = [key for key in item if key not in known and key.strip().lower() in known] if isinstance(item, dict) else []
-    return f" Write {near[0].strip().lower()!r} in small letters and without blanks." if near else ""
+    near = [key for key in item if key not in known and key.strip().lower() in known]
+    if near:
+        return f" Write {near[0].strip().lower()!r} in small letters and without blanks."
+    other = next((meaning for meaning, one in FORMS.items() if {one.speaker, one.said} <= item.keys()), None)
+    return f' Its turns are {other}: set data.fields = {{ {other} = "{field}" }}.' if other else ""
+
+
+def _require_plain_keys(item: Mapping[str, Any], place: str, form: Form) -> None:
+    """Refuse a key that is nearly one that a turn has, and which would be passed over: `Weight`, `content `."""
+    for key, value in item.items():
+        meant = key.strip().lower()
+        if key != meant and meant in _keys(form) and meant not in item and _holds(value):
+            raise DataError(
+                f"{place}: the key {printable(key)!r} is not read as {meant!r}. Names are in small letters and without "
+                "blanks around them: rename it."
+            )
+
+
+def _keys(form: Form) -> set[str]:
+    """The keys of a turn that are read."""
+    return {form.speaker, form.said, *SWITCHES, *ASSISTANT_ONLY, *TOOL_ONLY}
 
 
 def _require_turn(role: Role | None, turns: Sequence[Turn], place: str, form: Form) -> None:
@@ -131,10 +159,14 @@ def _turn(item: Mapping[str, Any], role: Role, place: str, form: Form) -> Turn:
         return replace(turn, name=name, tool_call_id=call)
     if role != "assistant":
         return turn
-    if item[form.speaker] == "function_call":
-        return replace(turn, content="", tool_calls=_one_call(turn.content, place))
-    calls = _tool_calls(item["tool_calls"], place) if _holds(item.get("tool_calls")) else None
-    return replace(turn, reasoning=_reasoning(item, place), tool_calls=calls)
+    turn = replace(turn, reasoning=_reasoning(item, place))
+    calling = [key for key in CALLS if _holds(item.get(key))]
+    spoken = ["from"] if item[form.speaker] == "function_call" else []
+    if len(calling + spoken) > 1:
+        raise DataError(f"{place}: {' and '.join(calling + spoken)} both call tools. Keep one of them.")
+    if spoken:
+        return replace(turn, content="", tool_calls=_calls(turn.content, form.said, place))
+    return replace(turn, tool_calls=_calls(item[calling[0]], calling[0], place)) if calling else turn
 
 
 def _holds(value: Any) -> bool:
@@ -143,12 +175,12 @@ def _holds(value: Any) -> bool:
 
 
 def _content(item: Mapping[str, Any], role: Role, place: str, form: Form) -> str:
-    may_be_blank = role == "tool" or (role == "assistant" and _holds(item.get("tool_calls")))
+    may_be_blank = role == "tool" or (role == "assistant" and any(_holds(item.get(key)) for key in CALLS))
     value = item.get(form.said)
     if may_be_blank and (value is None or value == []):
         return ""
     if form.said not in item:
-        raise DataError(f"{place}: must be an object with {form.speaker!r} and {form.said!r}.{_hint(item, form)}")
+        raise DataError(f"{place}: must be an object with {form.speaker!r} and {form.said!r}.{_hint(item, form, '')}")
     if isinstance(value, list):
         value = "\n".join(_part(part, form.said, place) for part in value)
     return checked(value, form.said, place, blank=may_be_blank)
@@ -157,6 +189,11 @@ def _content(item: Mapping[str, Any], role: Role, place: str, form: Form) -> str
 def _part(part: Any, field: str, place: str) -> str:
     """The text of one of several parts of a content."""
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        if switch := next((key for key in SWITCHES if _switch(part, key) is False), None):
+            raise DataError(
+                f"{place}: {field!r} has a part with {switch!r}. Only a whole turn can be exempt from the loss: set it "
+                "there, or leave the row out."
+            )
         return str(part["text"])
     raise DataError(f"{place}: {field!r} has a part that is no text. Only text can be learned; leave the row out.")
 
@@ -175,7 +212,7 @@ def _learned(item: Mapping[str, Any], role: Role, place: str) -> bool:
 def _switch(item: Mapping[str, Any], key: str) -> Any:
     """Whether a key says that its turn carries loss; None: it says nothing; any other value: it cannot be meant."""
     value = item.get(key)
-    if value is None or (key == "loss" and not isinstance(value, bool)):  # a figure, of whatever
+    if value is None or (key == "loss" and not isinstance(value, bool) and value not in (0, 1)):  # a figure
         return None
     return bool(value) == SWITCHES[key] if value in (0, 1) else value
 
@@ -187,50 +224,54 @@ def _reasoning(item: Mapping[str, Any], place: str) -> str | None:
     return checked(item[given[0]], given[0], place) if given else None
 
 
-def _tool_calls(value: Any, place: str) -> str:
-    """Calls in OpenAI's form, as JSON."""
-    if not isinstance(value, list):
-        raise DataError(f"{place}: 'tool_calls' must be a list, not {json_type(value)}.")
-    return _written([_call(call, f"{place}.tool_calls[{index}]") for index, call in enumerate(value)], place)
+def _calls(value: Any, field: str, place: str) -> str:
+    """Calls of tools as JSON, in OpenAI's form: of a list of them, of one, or of the JSON of either."""
+    found = parsed(value, place) if isinstance(value, str) else value
+    listed = found if isinstance(found, list) else [found]
+    if not all(isinstance(call, dict) for call in listed):
+        raise DataError(
+            f"{place}: {field!r} must be a list of calls, each with a name and arguments, or the JSON of one."
+        )
+    return _written([_call(call, f"{place}: {field}[{index}]") for index, call in enumerate(listed)], place)
 
 
-def _call(call: Any, place: str) -> dict[str, Any]:
-    function = call.get("function", call) if isinstance(call, dict) else None
+CALL = {"id", "type", "index"}
+"""Keys of a call beside its function."""
+ARGUMENTS = ("arguments", "parameters")
+
+
+def _call(call: Mapping[str, Any], place: str) -> dict[str, Any]:
+    function = call.get("function", {key: value for key, value in call.items() if key not in CALL})
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
         raise DataError(f"{place}: must be an object with a function's 'name' and 'arguments'.")
-    arguments = function.get("arguments")
-    if arguments is None:
-        arguments = {}
+    around = {key: value for key, value in call.items() if key not in CALL} if "function" in call else {}
+    others = [key for part, known in ((function, ("name", *ARGUMENTS)), (around, ("function",)))
+              for key, value in part.items() if key not in known and _holds(value)]  # fmt: skip
+    given = [key for key in ARGUMENTS if function.get(key) is not None]
+    if others or len(given) > 1 or call.get("type", "function") not in ("function", None):
+        raise DataError(
+            f"{place}: has more than a function's 'name' and 'arguments', or is of another type. Rename its arguments "
+            "so and remove the rest, or leave the row out."
+        )
+    arguments = function[given[0]] if given else {}
     if not isinstance(arguments, (dict, str)):
-        raise DataError(f"{place}: 'arguments' must be an object or its JSON, not {json_type(arguments)}.")
+        raise DataError(f"{place}: {given[0]!r} must be an object or its JSON, not {json_type(arguments)}.")
     named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
     return {**named, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
-def _one_call(text: str, place: str) -> str:
-    """ShareGPT's call: the JSON of a name and arguments, or of several, as the text of a turn."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise DataError(f"{place}: a function_call must be the JSON of a name and arguments.") from None
-    return _tool_calls(value if isinstance(value, list) else [value], place)
-
-
-def tools_of(value: Any, field: str, where: str) -> str:
-    """A row's tools as JSON: a list of their descriptions, or the JSON of one.
+def tools_of(value: Any, field: str, where: str) -> str | None:
+    """A row's tools as JSON: a list of their descriptions, or the JSON of one; None for an empty one.
 
     Raises:
         DataError: they are none.
     """
     name = printable(field)
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise DataError(f"{where}: field {name!r} must be a list of tools, or the JSON of one.") from None
+        value = parsed(value, f"{where}: field {name!r}")
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise DataError(f"{where}: field {name!r} must be a list of tools, each an object.")
-    return _written(value, where)
+        raise DataError(f"{where}: field {name!r} must be a list of tools, each an object, or its JSON.")
+    return _written(value, where) if value else None
 
 
 def _written(value: Any, place: str) -> str:
@@ -240,15 +281,20 @@ def _written(value: Any, place: str) -> str:
 
 def unread(turns: Any, name: str, form: Form) -> set[str]:
     """Keys of turns that are not read, where something stands in them."""
-    read = {form.speaker, form.said, *SWITCHES, *ASSISTANT_ONLY, *TOOL_ONLY}
+    read = _keys(form)
     found = set()
     for turn in turns if isinstance(turns, list) else ():
         for key, value in turn.items() if isinstance(turn, dict) else ():
             role = form.roles.get(str(turn.get(form.speaker)))
             if key in SWITCHES and role != "assistant" and _switch(turn, key) not in (None, False):
                 found.add(f"{name}[].{key} of turns that are not the assistant's")
-            elif _holds(value) and (key not in read or (key == "name" and role != "tool")):
+            elif (_holds(value) and (key not in read or (key == "name" and role != "tool"))) or (
+                key == "loss" and value is not None and _switch(turn, key) is None
+            ):
                 found.add(f"{name}[].{key}")
+            elif key == form.said and isinstance(value, list):
+                more = (other for part in value if isinstance(part, dict) for other in part if _holds(part[other]))
+                found |= {f"{name}[].{key}[].{other}" for other in more if other not in ("type", "text")}
     return found
 
 

@@ -34,7 +34,7 @@ from silotune.federation.metrics import silo_line
 from silotune.federation.run import RunFolder
 from silotune.model import lora
 from silotune.model.adapter import AdapterState, initial_adapter
-from silotune.model.base import place
+from silotune.model.base import place, published_name
 from silotune.settings import FederationSettings, Recipe, TrainingSettings
 
 FORMAT = 1
@@ -120,7 +120,9 @@ def _numbers(ground: Ground) -> list[str]:
 def put(ground: Ground, model: Model) -> None:
     """Have a model's adapter lie in the resident base."""
     if model.adapter is not None:
-        adapter: AdapterState = lora.load(model.adapter, ground.resident.spec, ground.recipe.lora)
+        adapter: AdapterState = lora.load(
+            model.adapter, ground.resident.spec, ground.recipe.lora, published_name(ground.recipe.model.base)
+        )
     else:
         adapter = initial_adapter(ground.resident.spec, derive(model.seed, "adapter"))
     lora.put(ground.resident.model, adapter)

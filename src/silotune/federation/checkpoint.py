@@ -18,6 +18,7 @@ from silotune.algorithms.interface import ServerState
 from silotune.atomic import sync, tensor_errors
 from silotune.errors import RunError
 from silotune.federation.run import RunFolder
+from silotune.model.adapter import AdapterSpec, fault_of
 from silotune.wire.profile import Profile
 
 KEEP = 2
@@ -92,6 +93,19 @@ def latest(run: RunFolder) -> Saved | None:
         raise RunError(
             f"{folder}: cannot be read ({type(error).__name__}). Remove this folder to go on from the round before."
         ) from None
+
+
+def require_sound(run: RunFolder, saved: Saved | None, spec: AdapterSpec) -> None:
+    """Refuse a saved adapter that is not one of this run's base and settings.
+
+    Raises:
+        RunError: saying in what it differs.
+    """
+    if saved and (fault := fault_of(saved.state.adapter, spec)):
+        raise RunError(
+            f"{run.states}: the adapter of round {saved.state.round} cannot be used: {fault}. Remove the folder of "
+            "that round to go on from the one before."
+        )
 
 
 def last_round(run: RunFolder) -> int | None:

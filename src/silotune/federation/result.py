@@ -36,7 +36,7 @@ def write_adapter(run: RunFolder, recipe: Recipe, adapter: AdapterState) -> None
     lora.save(adapter, config, unfinished, base.published_name(recipe.model.base))
     tokenizer = base.load_tokenizer(location)
     stopping(base.generation_settings(location), tokenizer).save_pretrained(unfinished)
-    (unfinished / "chat_template.jinja").write_text(tokenizer.get_chat_template(), encoding="utf-8")
+    tokenizer.save_chat_templates(unfinished, {}, filename_prefix=None, save_jinja_files=True)
     if run.adapter.exists():
         shutil.rmtree(run.adapter)
     unfinished.rename(run.adapter)

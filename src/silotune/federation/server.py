@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from silotune import algorithms
 from silotune.algorithms.interface import Aggregate, Cohort, Contribution, ServerState
 from silotune.data.seeds import derive
-from silotune.errors import AdmissionError, DivergedError, FederationError, RunError
+from silotune.errors import AdmissionError, DivergedError, FederationError
 from silotune.federation import checkpoint
 from silotune.federation.checkpoint import Saved
 from silotune.federation.events import Venue
@@ -24,7 +24,7 @@ from silotune.federation.inline import InlineGrid
 from silotune.federation.members import Federation, assemble
 from silotune.federation.metrics import figures, round_line, silo_line
 from silotune.federation.run import RunFolder
-from silotune.model.adapter import AdapterSpec, AdapterState, fault_of, initial_adapter
+from silotune.model.adapter import AdapterSpec, AdapterState, initial_adapter
 from silotune.model.base import public_name
 from silotune.settings import Job, Recipe
 from silotune.wire import manifest
@@ -52,12 +52,7 @@ def federate(
         ModelError: the silos do not agree on a base.
     """
     saved = checkpoint.latest(run)
-    if saved and (fault := fault_of(saved.state.adapter, spec)):
-        round_ = saved.state.round
-        raise RunError(
-            f"{run.states}: the adapter of round {round_} cannot be used: {fault}. Remove the folder of that round to "
-            "go on from the one before."
-        )
+    checkpoint.require_sound(run, saved, spec)
     checkpoint.rewind(run, saved)
     with opened(grid, recipe, run, venue, spec, saved) as federation:
         federation.scored = scored

@@ -17,17 +17,21 @@ from silotune.settings import LoraSettings
 
 def peft_config(model: Any, settings: LoraSettings) -> Any:
     """The LoraConfig of these settings for this model."""
+    names = target_modules(model, settings)
+    return _config(settings, _short(model, names), _conv1d(model, names[0]))
+
+
+def _config(settings: LoraSettings, names: list[str], conv1d: bool = False) -> Any:
     from peft import LoraConfig, TaskType
 
-    names = target_modules(model, settings)
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=settings.r,
         lora_alpha=settings.alpha if settings.alpha != int(settings.alpha) else int(settings.alpha),
         lora_dropout=settings.dropout,
         use_rslora=settings.rslora,
-        target_modules=_short(model, names),
-        fan_in_fan_out=_conv1d(model, names[0]),
+        target_modules=names,
+        fan_in_fan_out=conv1d,
     )
 
 
@@ -134,18 +138,19 @@ def save(adapter: AdapterState, config: Any, folder: Path, base: str) -> None:
     config.save_pretrained(str(folder))
 
 
-def load(folder: Path, spec: AdapterSpec, settings: LoraSettings) -> dict[str, NDArray[np.float32]]:
+def load(folder: Path, spec: AdapterSpec, settings: LoraSettings, base: str) -> dict[str, NDArray[np.float32]]:
     """Read the factors of an adapter folder, if they are those of a base with these settings.
 
     Args:
         folder: as `save` wrote it.
         spec: names and shapes that the base has places for.
         settings: of the adapter.
+        base: as `save` was told it.
 
     Raises:
         ModelError: a file is not there or not whole, or the adapter is another one, or not finite.
     """
-    _require_config(folder / "adapter_config.json", settings)
+    _require_config(folder / "adapter_config.json", spec, settings, base)
     path = folder / "adapter_model.safetensors"
     adapter = _factors_in(path, spec)
     if fault := fault_of(adapter, spec):
@@ -172,14 +177,39 @@ def _factors_in(path: Path, spec: AdapterSpec) -> dict[str, NDArray[np.float32]]
         raise ModelError(f"{path}: the adapter cannot be read ({error}). {AGAIN}") from None
 
 
-def _require_config(path: Path, settings: LoraSettings) -> None:
-    """Refuse a configuration that would make something else of the factors."""
+ANY = {"peft_version", "revision", "inference_mode", "auto_mapping", "fan_in_fan_out"}
+"""Keys of a configuration that change nothing: PEFT sets the last of them by the layer that it finds."""
+
+
+def _require_config(path: Path, spec: AdapterSpec, settings: LoraSettings, base: str) -> None:
+    """Refuse a configuration with which PEFT would make something else of the factors than this run did."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read ({type(error).__name__}). {AGAIN}") from None
-    expected = {"peft_type": "LORA", "r": settings.r, "lora_alpha": settings.alpha, "use_rslora": settings.rslora}
-    for key, value in expected.items():
-        found = told.get(key) if isinstance(told, dict) else None
-        if found != value:
-            raise ModelError(f"{path}: {key} is {found!r:.40}, the run was made with {value!r}. {AGAIN}")
+    if not isinstance(told, dict):
+        raise ModelError(f"{path}: not a configuration of PEFT. {AGAIN}")
+    modules = [module for module, _, _ in spec.pairs()]
+    targets = told.get("target_modules")
+    if not isinstance(targets, list) or not _are_adapted(targets, modules):
+        raise ModelError(f"{path}: target_modules are not the modules that have factors. {AGAIN}")
+    expected = _config(settings, targets).to_dict() | {"base_model_name_or_path": base}
+    for key in sorted({*expected, *told} - ANY - {"target_modules"}):
+        found, value = told.get(key), expected.get(key)
+        if found != value and (found or key in ESSENTIAL):  # an older PEFT writes fewer keys
+            raise ModelError(f"{path}: {key[:40]} is {found!r:.40}, the run was made with {value!r:.40}. {AGAIN}")
+
+
+ESSENTIAL = {"peft_type", "r", "lora_alpha", "use_rslora", "bias", "task_type"}
+"""Keys that must be there."""
+
+
+def _are_adapted(targets: list[Any], modules: list[str]) -> bool:
+    """Whether PEFT finds these modules by these names, and no name stands for nothing."""
+
+    def finds(target: object, module: str) -> bool:
+        return isinstance(target, str) and (module == target or module.endswith(f".{target}"))
+
+    return all(any(finds(target, module) for target in targets) for module in modules) and all(
+        any(finds(target, module) for module in modules) for target in targets
+    )

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from silotune.cache import build_once
 from silotune.data.chat_template import template_of
@@ -18,6 +19,7 @@ from silotune.data.rendering import turn_end
 from silotune.errors import ModelError
 from silotune.model import base, probing
 from silotune.model.fetching import fetch
+from silotune.model.generation import stops_of
 from silotune.model.gguf import convert, sha256_of
 from silotune.model.merging import HERE, ROUNDING
 
@@ -114,15 +116,21 @@ END_KEYS = ("eot", "eom")
 """Names that a GGUF file has for tokens which end a turn, beside the one that ends a sequence."""
 
 
+def other_ends(tokenizer: Any, settings: Any) -> list[int]:
+    """Tokens that end an answer beside the end of sequence, the chat template's own first."""
+    own = turn_end(template_of(tokenizer)).tokens
+    found = dict.fromkeys((*own, *stops_of(settings, tokenizer).tokens))
+    return [token for token in found if token != tokenizer.eos_token_id]
+
+
 def _name_ends(merged: Path, file: Path) -> None:
-    """Have a GGUF file say the chat template's ends of a turn, where they are not its end of sequence.
+    """Have a GGUF file say what ends an answer, where it is not the end of sequence.
 
     Raises:
         ModelError: the file cannot be written so.
     """
-    tokenizer = base.load_tokenizer(str(merged))
-    ends = [token for token in turn_end(template_of(tokenizer)).tokens if token != tokenizer.eos_token_id]
-    named = dict(zip(END_KEYS, ends, strict=False))
+    named = dict(zip(END_KEYS, other_ends(base.load_tokenizer(str(merged)), base.generation_settings(str(merged))),
+                     strict=False))  # fmt: skip
     if not named:
         return
     told = file.with_suffix(".told")

@@ -13,6 +13,7 @@ from silotune.model.generation import stops_of
 from silotune.model.licence import licence_of
 from silotune.model.merging import Checked
 from silotune.model.probing import SEQUENCES
+from silotune.model.to_gguf import END_KEYS, other_ends
 from silotune.report.figures import gather
 from silotune.report.render import environment
 
@@ -64,6 +65,10 @@ def text(run: RunFolder, form: Form, checked: Checked | None = None, again: floa
         probes=SEQUENCES,
         stop_tokens={token: tokenizer.convert_ids_to_tokens(token) for token in stops.tokens},
         stop_texts=stops.texts,
+        untold=", ".join(
+            f"`{tokenizer.convert_ids_to_tokens(token)}`"
+            for token in other_ends(tokenizer, generation_settings(location))[len(END_KEYS) :]
+        ),
     )
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import get_args
 
 from silotune import atomic
-from silotune.errors import InputError, RunError
+from silotune.errors import InputError, OutputError, RunError
 from silotune.federation.result import adapter_spec
 from silotune.federation.run import RunFolder
 from silotune.model import base, lora, merging, to_gguf
+from silotune.model.adapter import AdapterState
 from silotune.model.merging import Checked
 from silotune.report import card
 from silotune.report.card import Form
@@ -63,19 +64,24 @@ def _new_folder(target: Path) -> Iterator[Path]:
         with atomic.new_folder(target) as unfinished:
             yield unfinished
     except OSError as error:
-        raise RunError(f"{target}: cannot be written ({error.strerror or error}).") from None
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error}).") from None
+
+
+def _read(run: RunFolder) -> AdapterState:
+    """The run's adapter, if it is one of its base and settings."""
+    recipe = run.recipe()
+    return lora.load(run.adapter, adapter_spec(recipe), recipe.lora, base.published_name(recipe.model.base))
 
 
 def _adapter(run: RunFolder, folder: Path) -> None:
-    recipe = run.recipe()
-    lora.load(run.adapter, adapter_spec(recipe), recipe.lora)  # a fault is told here, and not by who is given it
+    _read(run)  # a fault is told here, and not by who is given it
     shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
     _save_tokenizer(run, folder)
 
 
 def _merged(run: RunFolder, folder: Path) -> Checked:
     recipe = run.recipe()
-    adapter = lora.load(run.adapter, adapter_spec(recipe), recipe.lora)
+    adapter = _read(run)
     checked = merging.write_merged(base.locate(recipe.model.base), recipe.lora, adapter, folder)
     _save_tokenizer(run, folder)
     (folder / "README.md").write_text(card.text(run, "merged", checked), encoding="utf-8")

@@ -17,6 +17,7 @@ from silotune.federation.measured import Measured, labels_of, score_rows
 from silotune.federation.run import RunFolder
 from silotune.model import lora
 from silotune.model.adapter import initial_adapter
+from silotune.model.base import published_name
 from silotune.model.tuner import Tuner
 from silotune.report import samples
 from silotune.report.comparison import Cell, Everybody, Part
@@ -87,7 +88,9 @@ def evaluate(
     for model in ("base", "federated") if base else ("federated",):
         spec = resident.spec
         tuned = model == "federated"
-        lora.put(resident.model, lora.load(run.adapter, spec, recipe.lora) if tuned else initial_adapter(spec, 0))
+        name = published_name(recipe.model.base)
+        adapter = lora.load(run.adapter, spec, recipe.lora, name) if tuned else initial_adapter(spec, 0)
+        lora.put(resident.model, adapter)
         found = scorer.scored(model)
         labels = offered.labels if offered else ()
         matrix += [Cell(model=model, silo=silo, seed=recipe.seed, **figures(each, labels))

@@ -9,7 +9,7 @@ from silotune.errors import RunError
 from silotune.federation.run import RunFolder
 from silotune.model import batched, generation, lora
 from silotune.model.adapter import AdapterState, fault_of
-from silotune.model.base import place
+from silotune.model.base import place, published_name
 from silotune.model.generation import Reply, Sampling
 from silotune.model.tuner import Tuner, tuner
 from silotune.settings import SystemTurns
@@ -76,7 +76,7 @@ def of(folder: RunFolder, adapter: AdapterState | None = None) -> Voice:
     recipe = folder.recipe()
     resident = tuner(recipe.model.base, recipe.lora, place(recipe.model.device, recipe.model.dtype))
     if adapter is None:
-        adapter = lora.load(folder.adapter, resident.spec, recipe.lora)
+        adapter = lora.load(folder.adapter, resident.spec, recipe.lora, published_name(recipe.model.base))
     elif fault := fault_of(adapter, resident.spec):
         raise RunError(f"{folder.path}: the saved adapter cannot be used: {fault}.")
     return Voice(resident, adapter, recipe.data.system)
