@@ -124,4 +124,7 @@ def test_the_template_is_filled_in_once_for_rows_of_the_same_roles(monkeypatch):
     monkeypatch.setattr(rendering, "fill", lambda *given, **more: calls.append(1) or fill(*given, **more))
     for number in range(5):
         rendered(template, [Turn("user", f"q{number}"), Turn("assistant", "a")])
-    assert len(calls) == 6  # prompt and whole, and as much and what may follow to find the end of the turn
+    once = len(calls)
+    for number in range(500):
+        rendered(template, [Turn("user", f"q{number}"), Turn("assistant", "a")])
+    assert 0 < once == len(calls)
