@@ -193,7 +193,10 @@ def _require_config(path: Path, spec: AdapterSpec, settings: LoraSettings, base:
     targets = told.get("target_modules")
     if not isinstance(targets, list) or not _are_adapted(targets, modules):
         raise ModelError(f"{path}: target_modules are not the modules that have factors. {AGAIN}")
-    expected = _config(settings, targets).to_dict() | {"base_model_name_or_path": base}
+    written = json.dumps(
+        _config(settings, targets).to_dict(), default=sorted
+    )  # as a file has it: no enumerations, no sets
+    expected = json.loads(written) | {"base_model_name_or_path": base}
     for key in sorted({*expected, *told} - ANY - {"target_modules"}):
         found, value = told.get(key), expected.get(key)
         if found != value and (found or key in ESSENTIAL):  # an older PEFT writes fewer keys
