@@ -103,6 +103,7 @@ def test_pooled_is_local_training_on_all_rows(run):
     from silotune.federation.ground import open_ground
     from silotune.model import lora
     from silotune.model.adapter import initial_adapter
+    from silotune.model.base import published_name
 
     run.compare()
     ground = open_ground(run.folder)
@@ -113,10 +114,8 @@ def test_pooled_is_local_training_on_all_rows(run):
     for round_ in (1, 2):
         training.train_round(ground.resident, ground.ways, rows, settings, 0, "pooled", round_)
     (folder,) = (run.path / "compare").glob("pooled-*")
-    expected, found = (
-        lora.take(ground.resident.model),
-        lora.load(folder / "adapter", ground.resident.spec, ground.recipe.lora),
-    )
+    name, expected = published_name(ground.recipe.model.base), lora.take(ground.resident.model)
+    found = lora.load(folder / "adapter", ground.resident.spec, ground.recipe.lora, name)
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
 
 

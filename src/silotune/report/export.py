@@ -1,5 +1,6 @@
 """A run's result in the forms that other programs load, each a folder that is whole or not there."""
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -64,7 +65,8 @@ def _new_folder(target: Path) -> Iterator[Path]:
         with atomic.new_folder(target) as unfinished:
             yield unfinished
     except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror or error}).") from None
+        kind = OutputError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else RunError
+        raise kind(f"{target}: cannot be written ({error.strerror or error}).") from None
 
 
 def _read(run: RunFolder) -> AdapterState:
