@@ -200,15 +200,10 @@ class _ChatEncoder:
         found: list[list[Example]] = [[] for _ in rows]
         for job in jobs:
             kept, size = job.example, self.max_length
-            found[job.row].append(
-                replace(
-                    kept,
-                    ids=kept.ids[:size],
-                    answered=kept.answered[:size],
-                    cut=job.draft.turns != job.whole,
-                    answer_cut=len(kept.ids) > size,
-                )
-            )
+            cut = job.draft.turns != job.whole
+            if cut or len(kept.ids) > size:
+                kept = Example(kept.ids[:size], kept.answered[:size], cut, len(kept.ids) > size, kept.thoughts_dropped)
+            found[job.row].append(kept)
         return found
 
     def jobs(self, index: int, row: Row, loss_on: LossOn) -> list[_Job]:
@@ -224,7 +219,10 @@ class _ChatEncoder:
             last = rendering.spans[-1].turn
 
             def only_here(some: Sequence[Turn], here: set[int] = here, last: int = last) -> tuple[Turn, ...]:
-                return tuple(replace(turn, learned=number in here) for number, turn in enumerate(some[: last + 1]))
+                return tuple(
+                    replace(turn, learned=False) if turn.role == "assistant" and number not in here else turn
+                    for number, turn in enumerate(some[: last + 1])
+                )
 
             found.append(_Job(index, only_here(turns), draft(only_here(short)), rendering))
         return found
