@@ -273,10 +273,14 @@ def _blocks(rows: Iterable[tuple[int, Row]]) -> Iterator[Block]:
             yield block
 
 
+WRITTEN = 1 << 20
+"""Bytes that are written at a time."""
+
+
 def _build(folder: Path, read: Any) -> None:
     seen = Seen()
     index, labels, pairs = _Index(), dict[str, int](), False
-    with (folder / "ids.bin").open("wb") as ids, (folder / "answered.bin").open("wb") as answered:
+    with (folder / "ids.bin").open("wb", WRITTEN) as ids, (folder / "answered.bin").open("wb", WRITTEN) as answered:
         for number, (source, row, examples) in enumerate(read(seen)):
             for example in examples:
                 ids.write(example.ids.tobytes())
