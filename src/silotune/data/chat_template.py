@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from silotune.data.pieces import same_start
-from silotune.data.rows import Turn
+from silotune.data.rows import THOUGHTS, Turn
 from silotune.errors import DataError
 from silotune.settings import SystemTurns
 
@@ -112,10 +112,6 @@ class Places:
     arguments: Arguments = "mapping"
 
 
-REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-"""Keys under which templates look for what the assistant thought."""
-
-
 def _written(template: ChatTemplate, turns: Sequence[Turn], tools: str | None, prompt: bool, how: Places) -> str:
     messages = [_message(turn, template, how) for turn in turns]
     try:
@@ -143,7 +139,7 @@ def _with_system(turns: Sequence[Turn], system: SystemTurns) -> Sequence[Turn]:
 def _message(turn: Turn, template: ChatTemplate, how: Places) -> dict[str, Any]:
     message: dict[str, Any] = {"role": turn.role, "content": turn.content}
     if turn.reasoning:
-        keys = [key for key in REASONING_KEYS if key in template.text] or REASONING_KEYS[:1]
+        keys = [key for key in THOUGHTS if key in template.text] or THOUGHTS[:1]
         message |= dict.fromkeys(keys, turn.reasoning)
     if turn.tool_calls:
         message["tool_calls"] = [_call(call, how.arguments) for call in json.loads(turn.tool_calls)]

@@ -101,10 +101,10 @@ def _answer(template: ChatTemplate, turns: Sequence[Turn], tools: str | None) ->
 
 
 def _found(template: ChatTemplate, turns: Sequence[Turn], tools: str | None, whole: str, outline: "Outline") -> int:
-    """Where an answer begins that changes how the turns before it are written, so that the prompt does not go on so.
+    """Where an answer begins whose rendering does not go on from its prompt, because it changes the turns before it.
 
-    Its own words are what another answer would write otherwise; they stand as far behind its beginning as in the
-    outline.
+    Its own words begin where the rendering parts from that of other answers, and stand as far behind the answer's
+    beginning as in the outline.
     """
     said, kind = turns[-1], kind_of(turns[-1])
     others = [fill(template, [*turns[:-1], other], tools) for other in kind.variants(len(turns) - 1)]

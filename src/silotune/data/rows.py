@@ -7,6 +7,10 @@ from typing import Literal
 Role = Literal["system", "user", "assistant", "tool"]
 
 
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of an assistant's turn for what it thought: a row has one of them at most, and a template looks for some."""
+
+
 @dataclass(frozen=True)
 class Turn:
     """One message of a conversation."""

@@ -13,7 +13,7 @@ from typing import Any
 from silotune.data.files import printable
 from silotune.data.json_reader import parsed
 from silotune.data.records import json_type
-from silotune.data.rows import Role, Turn
+from silotune.data.rows import THOUGHTS, Role, Turn
 from silotune.errors import DataError
 
 
@@ -38,8 +38,6 @@ FORMS: Mapping[str, Form] = {"messages": MESSAGES, "conversations": SHAREGPT}
 
 SWITCHES: Mapping[str, bool] = {"weight": True, "train": True, "loss": True, "mask": False}
 """Keys that say of a turn whether it carries loss, and which value says that it does."""
-THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-"""Keys under which a turn may hold what the assistant thought; one of them at most."""
 CALLS = ("tool_calls", "function_call")
 """Keys under which a turn may call tools: several, or one."""
 ASSISTANT_ONLY = (*CALLS, *THOUGHTS)
