@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
+SPREAD := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .PHONY: setup demo test test-fast check lint format types bench docs site clean help
 
@@ -25,10 +26,11 @@ demo: setup      ## three invented organisations tune one model together, in a f
 	@$(BIN)/silotune demo
 
 test: setup      ## all tests, on a random small model and on the real one
-	@$(BIN)/python -m pytest
+	@$(SPREAD) -m "not real"
+	@$(BIN)/python -m pytest -m real
 
 test-fast: setup ## the tests that need no real processes and no real model
-	@$(BIN)/python -m pytest -m "not real"
+	@$(SPREAD) -m "not real"
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -1,7 +1,9 @@
 """Fixtures: a random two-layer model with a real tokenizer and chat template, and silos with invented rows."""
 
+import functools
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,11 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
+if beside := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // beside))  # read when torch is imported
 
-import silotune.federation  # noqa: F401 - settles Flower's switches before anything imports flwr
+import silotune
+import silotune.federation  # settles Flower's switches before anything imports flwr
 from silotune.recipe import absolute, check_recipe
 from silotune.settings import Recipe
 
@@ -130,31 +135,70 @@ def write_silo(folder: Path, rows: int, offset: int, extra: str = "") -> None:
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-@pytest.fixture
-def silos(tmp_path: Path) -> Path:
+def write_silos(folder: Path) -> Path:
     """Three silos of 9, 6 and 4 training rows."""
     for index, (name, rows) in enumerate((("ash", 9), ("birch", 6), ("cedar", 4))):
-        write_silo(tmp_path / "silos" / name, rows, 100 * index)
-    return tmp_path / "silos"
+        write_silo(folder / name, rows, 100 * index)
+    return folder
+
+
+def tiny_recipe(base: Path, folder: Path, **changes: dict[str, Any] | Any) -> Recipe:
+    """A recipe on the tiny model, inline, one thread, two rounds of two steps; sections may be changed."""
+    document: dict[str, Any] = {
+        "name": "test",
+        "model": {"base": str(base)},
+        "lora": {"r": 2, "alpha": 4},
+        "training": {"rounds": 2, "steps": 2, "batch": 2, "learning_rate": 0.01},
+        "federation": {"engine": "inline", "threads": 1},
+    }
+    for section, values in changes.items():
+        if isinstance(values, dict):
+            document[section] = {**document.get(section, {}), **values}
+        else:
+            document[section] = values
+    return absolute(check_recipe(document, "test"), folder)
+
+
+@pytest.fixture
+def silos(tmp_path: Path) -> Path:
+    return write_silos(tmp_path / "silos")
 
 
 @pytest.fixture
 def make_recipe(tmp_path: Path, tiny_base: Path, silos: Path) -> Callable[..., Recipe]:
-    """A recipe on the tiny model, inline, one thread, two rounds of two steps; sections may be changed."""
+    """Recipes on the silos of this test, as `tiny_recipe` makes them."""
+    return functools.partial(tiny_recipe, tiny_base, tmp_path)
 
-    def make(**changes: dict[str, Any] | Any) -> Recipe:
-        document: dict[str, Any] = {
-            "name": "test",
-            "model": {"base": str(tiny_base)},
-            "lora": {"r": 2, "alpha": 4},
-            "training": {"rounds": 2, "steps": 2, "batch": 2, "learning_rate": 0.01},
-            "federation": {"engine": "inline", "threads": 1},
-        }
-        for section, values in changes.items():
-            if isinstance(values, dict):
-                document[section] = {**document.get(section, {}), **values}
-            else:
-                document[section] = values
-        return absolute(check_recipe(document, "test"), tmp_path)
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Callable[..., Path]:
+    """Folders with silos, a finished run and the cache that it left, trained once for each change of the recipe."""
+    folders: dict[str, Path] = {}
+
+    def folder_of(**changes: Any) -> Path:
+        key = json.dumps(changes, sort_keys=True)
+        if key not in folders:
+            folder = tmp_path_factory.mktemp("trained")
+            write_silos(folder / "silos")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("SILOTUNE_HOME", str(folder / "home"))
+                silotune.train(tiny_recipe(tiny_base, folder, **changes), out=folder / "run")
+            folders[key] = folder
+        return folders[key]
+
+    return folder_of
+
+
+@pytest.fixture
+def finished_run(trained_once: Callable[..., Path], silos: Path, tmp_path: Path) -> Callable[..., silotune.Run]:
+    """Finished runs on the silos of this test, for it to change as it likes."""
+
+    def make(name: str = "run", **changes: Any) -> silotune.Run:
+        made = trained_once(**changes)
+        shutil.copytree(made / "home", tmp_path / "home", dirs_exist_ok=True)
+        run = shutil.copytree(made / "run", tmp_path / name)
+        recipe = run / "recipe.toml"
+        recipe.write_text(recipe.read_text(encoding="utf-8").replace(str(made), str(tmp_path)), encoding="utf-8")
+        return silotune.open_run(run)
 
     return make

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-import silotune
 from silotune import cli
 from silotune.report import comparison
 
@@ -26,8 +25,8 @@ def call(monkeypatch, capfd):
 
 
 @pytest.fixture
-def run(make_recipe, tmp_path):
-    return silotune.train(make_recipe(), out=tmp_path / "run")
+def run(finished_run):
+    return finished_run()
 
 
 def test_compare_prints_one_object_that_the_folder_keeps(call, run):

@@ -11,7 +11,6 @@ from rich.console import Console
 from tests.federation.helpers import Network, client_app
 from tests.report.helpers import Page, make_run
 
-import silotune
 from silotune.errors import FederationError, RunError
 from silotune.federation import alone, local
 from silotune.federation.client import answer
@@ -24,8 +23,8 @@ from silotune.wire.envelope import Envelope
 
 
 @pytest.fixture
-def run(make_recipe, tmp_path):
-    return silotune.train(make_recipe(), out=tmp_path / "run")
+def run(finished_run):
+    return finished_run()
 
 
 def ask(run, client=None, silos=None):

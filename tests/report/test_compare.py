@@ -18,8 +18,8 @@ SILOS = ("ash", "birch", "cedar")
 
 
 @pytest.fixture
-def run(make_recipe, tmp_path):
-    return silotune.train(make_recipe(), out=tmp_path / "run")
+def run(finished_run):
+    return finished_run()
 
 
 def cells(found, model):

@@ -11,8 +11,8 @@ from silotune.report.comparison import Cell
 
 
 @pytest.fixture
-def run(make_recipe, tmp_path):
-    return silotune.train(make_recipe(), out=tmp_path / "run")
+def run(finished_run):
+    return finished_run()
 
 
 def test_a_file_of_test_rows_gives_the_runs_own_figures(run, silos):

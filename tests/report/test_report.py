@@ -18,8 +18,8 @@ from silotune.report.live import JsonLines, LiveTable
 
 
 @pytest.fixture
-def done(make_recipe, tmp_path):
-    return silotune.train(make_recipe(report={"samples": 1}), out=tmp_path / "run")
+def done(finished_run):
+    return finished_run(report={"samples": 1})
 
 
 def test_the_page_of_a_real_run_has_the_figures(done):

@@ -13,9 +13,9 @@ SAMPLING = silotune.Sampling(max_tokens=12)
 
 
 @pytest.fixture
-def runs(make_recipe, tmp_path):
+def runs(finished_run):
     changes = [{}, {"seed": 5, "training": {"steps": 12, "learning_rate": 0.3}}]
-    return [silotune.train(make_recipe(**change), out=tmp_path / f"run{i}") for i, change in enumerate(changes)]
+    return [finished_run(f"run{number}", **change) for number, change in enumerate(changes)]
 
 
 def test_two_answers_read_side_by_side_are_those_read_alone(runs):

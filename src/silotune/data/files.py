@@ -26,7 +26,10 @@ GZIP = ".gz"
 
 def printable(name: object) -> str:
     """A name as it may be shown in a terminal: control characters written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(name))
+    text = str(name)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def text_size(text: str) -> int:
