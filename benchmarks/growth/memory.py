@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from silotune.algorithms import fedavg
-from silotune.algorithms.interface import Cohort, Contribution
+from silotune.aggregation.interface import Cohort, Contribution, Round
+from silotune.aggregation.mean import averaged
 from silotune.model.adapter import AdapterSpec, unflatten
 
 
@@ -35,7 +35,7 @@ def main(silos: int, millions: float) -> None:
 
     np.ones((512, 512)) @ np.ones((512, 512))  # what the linear algebra library takes once, whatever it is given
     before, began = _peak(), time.perf_counter()
-    fedavg.aggregate(fedavg.init(start), cohort, arriving())
+    averaged(Round(start, spec.names, cohort), arriving())
     print(json.dumps({"silos": silos, "parameters": one // 4, "update_mib": one >> 20,
                       "peak_over_updates": round((_peak() - before) / one, 2),
                       "seconds_an_update": round((time.perf_counter() - began) / silos, 3)}))  # fmt: skip

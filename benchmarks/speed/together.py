@@ -103,7 +103,7 @@ def _apart(work: dict[str, Any], settings: Any) -> tuple[int, list[Any]]:
 def _together(work: dict[str, Any], settings: Any) -> tuple[int, list[Any]]:
     from silotune.training.together import Part, train_together
 
-    parts = [Part(name, split, work["adapter"]) for name, split in work["splits"].items()]
+    parts = [Part(name, split, work["adapter"], frozenset(work["adapter"])) for name, split in work["splits"].items()]
     results = [one.result() for one in train_together(work["tuner"], work["ways"], parts, settings, 0, 1)]
     return sum(totals.tokens for totals, _ in results), [adapter for _, adapter in results]
 

@@ -12,14 +12,20 @@ Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Share = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
 Block = Annotated[int, Field(ge=0, le=10_000)]
 Seconds = Annotated[float, Field(gt=0.0, le=1e7, allow_inf_nan=False)]
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+MaxLength = Annotated[int, Field(ge=16, le=1_000_000)]
+Holdout = Annotated[float, Field(ge=1e-6, lt=1.0, allow_inf_nan=False)]
 
 
 SystemTurns = Literal["template", "first-user", "drop"]
 """What becomes of a conversation's system turn."""
 LossOn = Literal["all", "last"]
 """Which answers of a conversation carry loss."""
-AlgorithmName = Literal["fedavg"]
+AlgorithmName = Literal["fedavg", "ffa", "alternating"]
 """A module of `silotune.algorithms` each."""
+ServerOptimizerName = Literal["plain", "momentum", "nesterov", "adam"]
+"""What becomes of a round's mean update."""
 
 
 class Section(BaseModel):
@@ -208,10 +214,10 @@ class DataSettings(Section):
     them out. Training, evaluation, generation and serving do the same."""
     drop_leaks: bool = False
     """Leave out of the tests what also stands in training text, word for word or nearly."""
-    max_length: Annotated[int, Field(ge=16, le=1_000_000)] = 512
+    max_length: MaxLength = 512
     """Tokens of a row at most. Longer rows lose the start of their user's texts, then early exchanges, and only then
     the end of the last response; plain texts are cut into windows."""
-    holdout: Annotated[float, Field(ge=1e-6, lt=1.0, allow_inf_nan=False)] = 0.1
+    holdout: Holdout = 0.1
     """Share of a silo's rows that is held out, seeded, where the silo has no test file."""
 
     @model_validator(mode="after")
@@ -268,16 +274,45 @@ class TrainingSettings(Section):
         return self
 
 
+SERVER_OPTIONS: Mapping[ServerOptimizerName, Mapping[str, float]] = {
+    "plain": {"rate": 1.0},
+    "momentum": {"rate": 0.15, "momentum": 0.9},
+    "nesterov": {"rate": 0.15, "momentum": 0.9},
+    "adam": {"rate": 1e-3, "momentum": 0.9, "beta2": 0.99, "epsilon": 1e-5},
+}
+"""The options of each server optimizer, with their defaults; in a recipe they begin with `server_`."""
+
+
 class FederationSettings(Section):
     """Who takes part, when a round counts, and where it runs."""
 
     algorithm: AlgorithmName = "fedavg"
-    """How updates become the next adapter."""
-    server_rate: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 1.0
-    """The server adds this times the mean update (1 is plain averaging)."""
+    """The method. `fedavg`: both factors are trained and averaged apart. `ffa`: A stays as the seed draws it and is
+    never sent, B is trained. `alternating`: B in odd rounds, A in even ones. The last two are averaged exactly."""
+    server_optimizer: ServerOptimizerName = "plain"
+    """What the server makes of the mean update of a round: `plain` adds it; `momentum` and `nesterov` add a running sum
+    of the updates; `adam` divides by their running size. Goes with every method."""
+    server_rate: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
+    """`plain`: the server adds this times the mean update (1 is plain averaging), 1 if not given. `momentum`,
+    `nesterov`: the same of the running sum, 0.15 if not given. `adam`: the size of a step, 0.001 if not given."""
+    server_momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
+    """Share of the running sum that stays from round to round (of `adam`: beta1), 0.9 if not given. Not with
+    `plain`."""
+    server_beta2: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
+    """`adam`: share of the running mean of squares that stays from round to round, 0.99 if not given."""
+    server_epsilon: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    """`adam`: added to the running size that is divided by, 1e-5 if not given."""
     weights: Literal["examples", "tokens", "uniform"] = "examples"
     """A silo's weight in the mean: its training rows (of plain texts, the windows), its response tokens, or the same
     for all."""
+    max_share: Share = 0.5
+    """Largest share of the mean that one silo may have, where more than two take part: silos declare their own counts.
+    What is over it is clipped, and said."""
+    robust: Literal["none", "clip", "trimmed"] = "none"
+    """What bounds a hostile silo. `clip`: an update's norm is brought down to the median of the round's. `trimmed`: of
+    each number the largest and smallest values are left out; with `ffa` or `alternating` and `weights = "uniform"`."""
+    trim: Annotated[float, Field(gt=0, lt=0.5, allow_inf_nan=False)] | None = None
+    """`trimmed`: share of the silos that is left out on each side of every number, 0.2 if not given."""
     cohort: Share = 1.0
     """Share of the connected silos that is asked in a round."""
     minimum: Positive = 2
@@ -298,6 +333,48 @@ class FederationSettings(Section):
     """Seconds that a round waits for the silos it asked."""
     join_timeout: Seconds = 600.0
     """Seconds that the start waits for silos to connect and say what they hold."""
+
+    @property
+    def server_options(self) -> Mapping[str, float]:
+        """The options of the server optimizer, as given or by default."""
+        defaults = SERVER_OPTIONS[self.server_optimizer]
+        given = {name: getattr(self, f"server_{name}") for name in defaults}
+        return {name: default if given[name] is None else given[name] for name, default in defaults.items()}
+
+    @property
+    def trimmed_share(self) -> float:
+        """`trim`, as given or by default."""
+        return 0.2 if self.trim is None else self.trim
+
+    @model_validator(mode="after")
+    def _options_of_robust(self) -> "FederationSettings":
+        if self.robust != "trimmed":
+            if self.trim is not None:
+                raise ValueError(f'`trim` and `robust = "{self.robust}"` do not go together: remove one of them')
+            return self
+        if self.algorithm == "fedavg":
+            raise ValueError(
+                '`robust = "trimmed"` and `algorithm = "fedavg"` do not go together: of two factors that are trained '
+                "at once, numbers far apart may mean the same product. Take `ffa` or `alternating`, or `clip`"
+            )
+        if self.weights != "uniform":
+            raise ValueError('`robust = "trimmed"` counts all silos alike: say so with `weights = "uniform"`')
+        if self.trimmed_share * self.minimum < 1:
+            raise ValueError(
+                f'`robust = "trimmed"` leaves out no value where {self.minimum} silos answer (`minimum`) and `trim` is '
+                f"{self.trimmed_share:g}: raise one of them until their product is 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _options_of_server_optimizer(self) -> "FederationSettings":
+        for name in SERVER_OPTIONS["adam"]:
+            if getattr(self, f"server_{name}") is not None and name not in SERVER_OPTIONS[self.server_optimizer]:
+                raise ValueError(
+                    f'`server_{name}` and `server_optimizer = "{self.server_optimizer}"` do not go together: there is '
+                    "nothing that it would change. Remove it, or take another optimizer"
+                )
+        return self
 
 
 class WireSettings(Section):
@@ -352,9 +429,9 @@ class TrackerSettings(Section):
 class Recipe(Section):
     """Every setting of a run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    name: RunName = "run"
     """Of the run: letters, digits, `.`, `_` and `-`."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     """Of everything that is drawn: the same seed gives the same run."""
     model: ModelSettings = ModelSettings()
     lora: LoraSettings = LoraSettings()
@@ -392,14 +469,14 @@ class Recipe(Section):
 class Job(Section):
     """The part of a recipe that a silo is sent: no path of anybody's machine, no setting of the server."""
 
-    name: str
-    seed: int
-    base: str
+    name: RunName
+    seed: Seed
+    base: Annotated[str, Field(min_length=1, max_length=256)]
     """An embedded name or a hub id, or `local` where every silo holds the base in a place of its own."""
     lora: LoraSettings
-    max_length: int
+    max_length: MaxLength
     system: SystemTurns
     training: TrainingSettings
-    holdout: float
+    holdout: Holdout
     """For a silo without a test file whose node does not say its own."""
     algorithm: AlgorithmName

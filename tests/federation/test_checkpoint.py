@@ -34,7 +34,7 @@ def test_what_is_saved_comes_back(folder):
         checkpoint.save(folder, saved(round_))
     again = checkpoint.latest(folder)
     assert again.state.round == 11 and again.profiles == {"s": PROFILE} and again.metrics_bytes == 110
-    assert (again.state.adapter["a.lora_A.weight"] == 11).all() and (again.state.extra["momentum"] == 1).all()
+    assert (again.state.adapter["a.lora_A.weight"] == 11).all() and (again.state.slots["momentum"] == 1).all()
     assert sorted(path.name for path in folder.states.iterdir()) == ["round-0010", "round-0011"]
 
 

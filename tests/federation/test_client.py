@@ -1,5 +1,7 @@
 """A silo's side: what it takes from its node's configuration, and what it refuses to take from a server."""
 
+import json
+
 import pytest
 from flwr.app import Message
 
@@ -9,8 +11,11 @@ from silotune.federation.app import handle
 from silotune.federation.client import answer, silo_of, without_folders
 from silotune.federation.inline import InlineGrid
 from silotune.federation.messages import FIELDS, TYPES, content
+from silotune.federation.result import adapter_spec
 from silotune.federation.server import _job
+from silotune.model.adapter import initial_adapter
 from silotune.wire.envelope import Envelope
+from silotune.wire.manifest import pack
 
 
 def hello(recipe, **changes):
@@ -30,11 +35,45 @@ def test_a_server_cannot_choose_what_is_read_here(make_recipe, tiny_base):
     assert answer(hello(recipe), silo(recipe, base=str(tiny_base))).failure is None
 
 
+def test_a_server_cannot_have_a_model_fetched_here(make_recipe):
+    reply = answer(hello(make_recipe(), base="someone/some-model"), silo(make_recipe()))
+    assert "no server may choose what is fetched to this machine" in reply.failure
+
+
 def test_a_job_that_cannot_be_used_is_refused(make_recipe):
     recipe = make_recipe()
     for job in ("", "{}", "[]", _job(recipe).model_dump_json().replace('"r":2', '"r":-1')):
         reply = answer(Envelope("down", "hello", {"job": job}), silo(recipe))
         assert "the server's job cannot be used" in reply.failure
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("holdout", 0.0), ("holdout", 1.0), ("holdout", -0.1), ("max_length", 1), ("max_length", 10**7), ("seed", -1),
+     ("seed", 2**70), ("name", "x" * 65), ("name", "\x1b[2J"), ("base", "x" * 300)],
+)  # fmt: skip
+def test_every_field_of_a_job_has_the_recipes_own_bounds(make_recipe, field, value):
+    job = json.loads(_job(make_recipe()).model_dump_json()) | {field: value}
+    reply = answer(Envelope("down", "hello", {"job": json.dumps(job)}), silo(make_recipe()))
+    assert "the server's job cannot be used" in reply.failure
+
+
+def test_a_round_beyond_the_run_and_one_of_absurd_size_are_refused(make_recipe, tiny_base):
+    recipe = make_recipe()
+    config = silo(recipe, base=str(tiny_base))
+    spec = adapter_spec(recipe)
+    vector, described = pack(initial_adapter(spec, 0))
+
+    def train(round_, **changes):
+        job = _job(recipe).model_copy(update={"training": recipe.training.model_copy(update=changes)})
+        return answer(
+            Envelope("down", "train", {"job": job.model_dump_json(), "round": round_}, vector, described), config
+        )
+
+    for round_ in (0, 3, 2**50):
+        assert train(round_).failure == f"the server asks for round {round_}; the run has 2"
+    said = train(1, steps=10**9, batch=10**9).failure
+    assert "a round would train on 1000000000000000000 rows, at most 10000000 are planned" in said
 
 
 def test_failures_tell_files_and_lines_but_no_folders(make_recipe, silos, tiny_base):

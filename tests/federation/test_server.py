@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from tests.conftest import write_silo
-from tests.federation.helpers import adapter_bytes, client_app, run
+from tests.federation.helpers import Network, adapter_bytes, client_app, run, serve
 
 import silotune
-from silotune.errors import FederationError, Interrupted, ModelError, RunError
-from silotune.federation import checkpoint, messages, server
+from silotune.errors import DivergedError, FederationError, Interrupted, ModelError, RunError
+from silotune.federation import checkpoint, exchange, local, messages, server
 from silotune.federation.messages import ADAPTER, ARRAY, FIELDS, MANIFEST, VERSION
 from silotune.wire.manifest import pack, unpack
 
@@ -42,6 +42,12 @@ def test_same_recipe_same_bits(make_recipe, tmp_path):
     two, _ = run(make_recipe(), tmp_path / "two")
     other, _ = run(make_recipe(seed=1), tmp_path / "other")
     assert adapter_bytes(one) == adapter_bytes(two) != adapter_bytes(other)
+
+
+def npy(shape, dtype="<f4"):
+    """A NumPy file of 8 bytes of data with a header of one's own."""
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(8)
 
 
 def broken(records):
@@ -76,6 +82,10 @@ def broken(records):
         "short": (array(Array(vector[:-1])), "has shape"),
         "changed": (array(Array(vector + 1)), "digest"),
         "object": (array(Array("float32", (2,), "numpy.ndarray", b"\x93NUMPY junk")), "cannot be read"),
+        "header that lies": (array(Array("float32", (1 << 50,), "numpy.ndarray", npy(f"({1 << 50},)"))), "header"),
+        "header that lies little": (array(Array("float32", (2,), "numpy.ndarray", npy("(3,)"))), "header"),
+        "header of objects": (array(Array("float32", (1,), "numpy.ndarray", npy("(1,)", "|O"))), "header"),
+        "header of code": (array(Array("float32", (1,), "numpy.ndarray", npy("(" * 4000))), "cannot be read"),
         "stype": (array(Array("float32", (2,), "pickle", b"x")), "expected float32"),
         "two arrays": ({ADAPTER: ArrayRecord({ARRAY: Array(vector), "b": Array(vector)})}, "one array"),
         "no examples": ({FIELDS: ConfigRecord(fields | {"examples": 0})}, "it says it holds 0 rows"),
@@ -128,7 +138,7 @@ def test_what_a_silo_says_of_its_failure_cannot_play_with_a_terminal_or_flood_it
     assert "cedar: a failure's reason has 100000 characters, at most 500 are taken" in str(error.value)
 
 
-WAYS = ["nan", "inf", "names", "shape", "dtype", "half", "size", "short", "changed", "object", "stype", "two arrays",
+WAYS = ["nan", "inf", "names", "shape", "dtype", "half", "size", "short", "changed", "object", "header that lies", "header that lies little", "header of objects", "header of code", "stype", "two arrays",
         "no examples", "no steps", "extra field", "field type", "nan loss", "negative loss", "endless", "more loss tokens", "extra record"]  # fmt: skip
 
 
@@ -393,3 +403,115 @@ def test_nodes_that_register_after_the_start_are_waited_for(make_recipe, tmp_pat
     _, events = run(make_recipe(training={"rounds": 1, "steps": 1}), tmp_path / "run")
     assert sorted(event.fields["silo"] for event in events if event.kind == "joined") == ["ash", "birch", "cedar"]
     assert next(event for event in events if event.kind == "round_start").fields["cohort"] == ["ash", "birch", "cedar"]
+
+
+@pytest.mark.parametrize("where", ["pulled", "read", "weighed"])
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, ValueError, KeyError, AssertionError])
+def test_whatever_goes_wrong_with_one_answer_is_that_answers_fault(make_recipe, tmp_path, monkeypatch, where, error):
+    """One silo cannot end a run: whichever exception its answer raises, wherever, it alone is left out."""
+    recipe, once = make_recipe(training={"rounds": 2, "steps": 1}), []
+
+    def hostile(message):
+        kind, node = message.metadata.message_type, message.metadata.src_node_id
+        if message.has_error() or kind != "train" or node != 2 or once:
+            return False
+        once.append(node)
+        return True
+
+    class Hostile(Network):
+        def pull_messages(self, message_ids):
+            for reply in super().pull_messages(message_ids):
+                if where == "pulled" and hostile(reply):
+                    raise error("private text")
+                yield reply
+
+    if where != "pulled":
+        module, name = {"read": (exchange, "envelope"), "weighed": (exchange, "ledger_entry")}[where]
+        honest = getattr(module, name)
+
+        def raising(*arguments):
+            messages_given = [each for each in arguments if isinstance(each, Message)]
+            if messages_given and messages_given[0].metadata.reply_to_message_id and hostile(messages_given[0]):
+                raise error("private text")
+            return honest(*arguments)
+
+        monkeypatch.setattr(module, name, raising)
+    grid = Hostile(client_app(), local.muster(recipe).silos)
+    folder = serve(grid, recipe, tmp_path / "run", 3)
+    first = {line["silo"]: line for line in lines(folder, 1) if line["silo"]}
+    assert once and [name for name, line in first.items() if line["status"] != "ok"] == ["birch"]
+    assert "private" not in first["birch"]["reason"] and "cannot be read" in first["birch"]["reason"]
+    assert all(line["status"] == "ok" for line in lines(folder, 2) if line["silo"])
+
+
+def test_a_connection_that_is_lost_is_no_answers_fault(make_recipe, tmp_path):
+    recipe = make_recipe()
+
+    class Lost(Network):
+        def pull_messages(self, message_ids):
+            raise ConnectionError("no route")
+
+    with pytest.raises(ConnectionError):
+        serve(Lost(client_app(), local.muster(recipe).silos), recipe, tmp_path / "run", 3)
+
+
+def test_one_answer_is_held_at_a_time(make_recipe, tmp_path):
+    """However many answers have arrived, each is asked for by itself."""
+    recipe, asked = make_recipe(training={"rounds": 1}), []
+
+    class Counting(Network):
+        def pull_messages(self, message_ids):
+            asked.append(list(message_ids))
+            return super().pull_messages(asked[-1])
+
+    serve(Counting(client_app(), local.muster(recipe).silos), recipe, tmp_path / "run", 3)
+    assert asked and all(len(identifiers) == 1 for identifiers in asked)
+
+
+@pytest.mark.parametrize(
+    ("weights", "most", "expected"),
+    [
+        ({"a": 9, "b": 6, "c": 4}, 0.5, {"a": 9, "b": 6, "c": 4}),
+        ({"a": 2**52, "b": 6, "c": 4}, 0.5, {"a": 10, "b": 6, "c": 4}),
+        ({"a": 100, "b": 100, "c": 1, "d": 1}, 0.4, {"a": 4, "b": 4, "c": 1, "d": 1}),
+        ({"a": 1000, "b": 10, "c": 10, "d": 10}, 0.25, {"a": 10, "b": 10, "c": 10, "d": 10}),
+        ({"a": 5, "b": 1}, 0.5, {"a": 5, "b": 1}),
+    ],
+)
+def test_no_silo_holds_more_than_its_greatest_share(weights, most, expected):
+    found = server.bounded(weights, most)
+    assert found == expected
+    if len(weights) > 2:
+        assert max(found.values()) <= most * sum(found.values())
+
+
+def test_a_silo_that_declares_more_rows_than_the_others_is_clipped_and_that_is_said(make_recipe, tmp_path, silos):
+    for path in (silos / "ash").glob("train.jsonl"):
+        path.write_text("".join(path.read_text().replace("room", f"room {number}") for number in range(9)))
+    folder, events = run(make_recipe(training={"rounds": 2, "steps": 1}), tmp_path / "run")
+    assert {line["silo"]: line["weight"] for line in lines(folder, 1) if line["silo"]} == {
+        "ash": 10,
+        "birch": 6,
+        "cedar": 4,
+    }
+    (told,) = [event.fields["text"] for event in events if event.kind == "remark"]
+    assert told == "silo ash declares a weight of 81; it counts as 10, for federation.max_share is 0.5"
+
+
+def test_an_adapter_that_no_silo_would_take_is_not_saved(make_recipe, tmp_path):
+    recipe = make_recipe(training={"rounds": 3, "steps": 1}, federation={"server_rate": 100.0, "threads": 1})
+
+    def change(request, reply, silo):
+        if request.metadata.message_type != "train":
+            return None
+        vector, described = reply.content[ADAPTER][ARRAY].numpy(), reply.content[MANIFEST]["json"]
+        manifest = messages.Manifest.from_json(described)
+        new, told = pack(
+            {name: np.full_like(value, 2.0) for name, value in unpack(vector, manifest, manifest.spec).items()}
+        )
+        records = {ADAPTER: ArrayRecord({ARRAY: Array(new)}), MANIFEST: ConfigRecord({"json": told.to_json()})}
+        return Message(RecordDict({**reply.content, **records}), reply_to=request)
+
+    with pytest.raises(DivergedError, match="beyond 128"):
+        run(recipe, tmp_path / "run", client_app(change))
+    assert checkpoint.last_round(silotune.federation.run.RunFolder(tmp_path / "run")) == 0

@@ -82,14 +82,15 @@ def starts(resident):
     }  # fmt: skip
 
 
-def parts(resident, **reports):
+def parts(resident, trainable=None, **reports):
     adapters, texts = starts(resident), splits(resident)
-    return {name: Part(name, texts[name], adapters[name], reports.get(name, lambda _: None)) for name in SILOS}
+    chosen = resident.spec.names if trainable is None else trainable
+    return {name: Part(name, texts[name], adapters[name], chosen, reports.get(name, lambda _: None)) for name in SILOS}
 
 
 def alone(resident, ways, settings, part):
     lora.put(resident.model, part.adapter)
-    totals = train_round(resident, ways, part.examples, settings, 0, part.silo, 2, part.report)
+    totals = train_round(resident, ways, part.examples, settings, 0, part.silo, 2, part.report, part.trainable)
     return totals, lora.take(resident.model)
 
 

@@ -1,22 +1,22 @@
-"""Federated algorithms: a file a method, with its `ALGORITHM`. `find` returns one by its name in a recipe."""
+"""Federated methods: a file per method, with its `METHOD`. `find` returns one by its name in a recipe."""
 
 import importlib
 
-from silotune.algorithms.interface import Algorithm
+from silotune.algorithms.interface import Method
 
 
-def find(name: str) -> Algorithm:
-    """Return the algorithm of the module of that name; recipes are checked, so an unknown name is a defect.
+def find(name: str) -> Method:
+    """Return the method of the module of that name; recipes are checked, so an unknown name is a defect.
 
     Raises:
-        LookupError: no module here defines such an algorithm.
+        LookupError: no module here defines such a method.
     """
     try:
-        found = getattr(importlib.import_module(f"{__name__}.{name}"), "ALGORITHM", None)
+        found = getattr(importlib.import_module(f"{__name__}.{name}"), "METHOD", None)
     except ModuleNotFoundError as error:
         if error.name != f"{__name__}.{name}":
             raise
         found = None
-    if not isinstance(found, Algorithm) or found.name != name:
-        raise LookupError(f"no algorithm is called {name!r}")
+    if not isinstance(found, Method) or found.name != name:
+        raise LookupError(f"no method is called {name!r}")
     return found

@@ -1,21 +1,22 @@
-"""What an algorithm is: four plain functions over frozen state.
+"""What a method is: how an adapter starts, which of its tensors a round trains, and which ever travel.
 
-    init        the server's state before the first round
-    client      at a silo: what travels, from the adapter received and the one after local training
-    aggregate   at the server: from updates as they arrive to their aggregate, without keeping them all
-    apply       the next state
+    start       the adapter before the first round, drawn from the seed: the same bits on every machine
+    trainable   names of the tensors that a round trains; the silos send what these changed by, and nothing else
+    seeded      names of the tensors that never change: every silo draws them itself, and they are never sent
 
-A new method is a new file that defines these and `ALGORITHM`, an `Algorithm` of the file's own name.
+A new method is a new file that defines these and `METHOD`, a `Method` of the file's own name.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from silotune.model.adapter import AdapterState
-from silotune.settings import FederationSettings
+from silotune.model.adapter import AdapterSpec, AdapterState
+
+Slots = Mapping[str, NDArray[np.float32]]
+"""What a server optimizer keeps from round to round, by names of its own."""
 
 
 @dataclass(frozen=True)
@@ -25,52 +26,35 @@ class ServerState:
     round: int
     """Rounds that are done."""
     adapter: AdapterState
-    extra: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """What else the method keeps (momentum, say)."""
+    """The whole of it, with the tensors that are never trained."""
+    slots: Slots = field(default_factory=dict)
+
+
+def nothing(_: AdapterSpec) -> frozenset[str]:
+    """No tensor."""
+    return frozenset()
 
 
 @dataclass(frozen=True)
-class Contribution:
-    """One silo's admitted update."""
-
-    silo: str
-    update: AdapterState
-    weight: int
-    """At least 1, and as announced before the round."""
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """What a round's updates came to."""
-
-    update: AdapterState
-    """Weighted mean of the updates that arrived."""
-    e_agg: float | None
-    """Aggregation error relative to the round's change; see `model.algebra.aggregation_error`. None: not known."""
-    silos: tuple[str, ...]
-    """Who contributed, by name."""
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """Who was asked in a round, with their weights: known before any update arrives."""
-
-    weights: Mapping[str, int]
-
-    @property
-    def total(self) -> int:
-        """Sum of the weights of all who were asked."""
-        return sum(self.weights.values())
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """A method, as four functions."""
+class Method:
+    """A federated method, as plain functions."""
 
     name: str
-    init: Callable[[AdapterState], ServerState]
-    client: Callable[[AdapterState, AdapterState], AdapterState]
-    """(received, trained) -> what travels."""
-    aggregate: Callable[[ServerState, Cohort, Iterable[Contribution]], Aggregate | None]
-    """None if nothing arrived. Must give the same bits in any order of arrival."""
-    apply: Callable[[ServerState, Aggregate, FederationSettings], ServerState]
+    start: Callable[[AdapterSpec, int], AdapterState]
+    """(spec, seed) -> adapter, which must not change what the base says."""
+    trainable: Callable[[AdapterSpec, int], frozenset[str]]
+    """(spec, round from 1) -> names; at least one."""
+    seeded: Callable[[AdapterSpec], frozenset[str]] = nothing
+    """Names that `trainable` never gives."""
+
+    def sent(self, spec: AdapterSpec) -> AdapterSpec:
+        """The part of an adapter that the server sends."""
+        return spec.only(spec.names - self.seeded(spec))
+
+    def whole(self, sent: AdapterState, spec: AdapterSpec, seed: int) -> AdapterState:
+        """An adapter from the part of it that was sent."""
+        seeded = self.seeded(spec)
+        if not seeded:
+            return sent
+        start = self.start(spec, seed)
+        return {**sent, **{name: start[name] for name in seeded}}

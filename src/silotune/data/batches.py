@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from silotune.data.seeds import derive
 from silotune.data.tokens import Example
+from silotune.errors import DataError
 from silotune.settings import TrainingSettings
 
 DEFAULT_STEPS = 20
+MOST_ROWS = 10_000_000
+"""Rows of a round at most, counted each time that they are trained on: the plan of a round is held in memory."""
 
 
 def steps_in_round(settings: TrainingSettings, rows: int) -> int:
@@ -38,9 +41,17 @@ def plan_round(
         seed: of the run.
         silo: name of the silo.
         round_: from 1.
+
+    Raises:
+        DataError: a round of more than `MOST_ROWS` rows.
     """
     steps = steps_in_round(settings, len(lengths))
     passes = steps * settings.accumulation
+    if passes * settings.batch > MOST_ROWS:
+        raise DataError(
+            f"a round would train on {passes * settings.batch} rows, at most {MOST_ROWS} are planned. Lower "
+            "training.steps or epochs, batch or accumulation, and take more rounds."
+        )
     first = (round_ - 1) * passes * settings.batch
     rows = _walk(first, passes * settings.batch, len(lengths), seed, silo)
     rows.sort(key=lambda row: int(lengths[row]))

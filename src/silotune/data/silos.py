@@ -233,7 +233,7 @@ class SiloConfig:
 
     files: SiloFiles
     base: str | None = None
-    """Where the base model lies here; None: the job's embedded name or hub id."""
+    """The base model here: a place, a hub id or the embedded name; None: the job's, if that is the embedded one."""
     holdout: float | None = None
     """Share to hold out where there is no test file; None: the job's."""
     seed: int | None = None

@@ -23,7 +23,7 @@ from silotune.wire.profile import Profile
 
 KEEP = 2
 """How many rounds' states stay."""
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def save(run: RunFolder, saved: Saved) -> None:
     target = run.states / f"round-{saved.state.round:04d}"
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=run.states))
     tensors = {f"adapter/{name}": value for name, value in saved.state.adapter.items()}
-    tensors |= {f"extra/{name}": value for name, value in saved.state.extra.items()}
+    tensors |= {f"slots/{name}": value for name, value in saved.state.slots.items()}
     with tensor_errors():
         whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         save_file(whole, unfinished / "state.safetensors")
@@ -85,7 +85,7 @@ def latest(run: RunFolder) -> Saved | None:
         if described["format"] != FORMAT:
             raise RunError(f"{folder}: written in format {described['format']}, this version reads format {FORMAT}.")
         profiles = {name: Profile(**values) for name, values in described["profiles"].items()}
-        state = ServerState(described["round"], _below("adapter/", tensors), _below("extra/", tensors))
+        state = ServerState(described["round"], _below("adapter/", tensors), _below("slots/", tensors))
         if not all(np.isfinite(value).all() for value in tensors.values()):
             raise ValueError("not finite")
         return Saved(state, profiles, described["metrics_bytes"])

@@ -23,13 +23,15 @@ import silotune
 from silotune import algorithms
 from silotune.data.corpus import Corpus, leaks_of, load_corpus, reading_of
 from silotune.data.files import printable
+from silotune.data.seeds import derive
 from silotune.data.silos import SiloConfig, find_silos
 from silotune.data.tokens import ChatOptions
 from silotune.errors import InputError, SilotuneError
 from silotune.federation.local import cores, crew_of
 from silotune.model.adapter import AdapterState, initial_adapter
 from silotune.model.base import LOCAL, public_name
-from silotune.recipe import check_recipe, load_recipe
+from silotune.model.embedded import NAME as EMBEDDED
+from silotune.recipe import check_recipe, load_recipe, looks_like_path
 from silotune.settings import HUB, Job
 from silotune.wire import manifest
 from silotune.wire.envelope import Envelope, Kind, Scalar, failure
@@ -156,7 +158,8 @@ def guarded(kind: Kind, work: Callable[[], Envelope], silo: SiloConfig | None = 
 def without_folders(text: str, silo: SiloConfig | None = None) -> str:
     """Leave of the silo's own paths, and of every absolute path, the last part only."""
     if silo is not None:
-        places = [*silo.files.train, *silo.files.test, *([silo.base] if silo.base else [])]
+        base = [silo.base] if silo.base and looks_like_path(silo.base) else []
+        places = [*silo.files.train, *silo.files.test, *base]
         folders = {printable(Path(place).parent) for place in places if not place.startswith(HUB)} - {".", "/"}
         for folder in sorted(folders, key=len, reverse=True):
             text = text.replace(f"{folder}/", "").replace(folder, Path(folder).name)
@@ -211,11 +214,16 @@ def prepare(request: Envelope, silo: SiloConfig) -> Work:
 
 
 def _base(job: Job, silo: SiloConfig) -> str:
-    """The silo's own place of the base model, or a public name; never a path that the server chose."""
+    """The silo's own place of the base model, or an embedded name; never a path or hub id that the server chose."""
     if silo.base is not None:
         return silo.base
     if job.base == LOCAL or public_name(job.base) != job.base:
         raise InputError("the job's base model is a local one: name its place here with the node's `base`")
+    if job.base != EMBEDDED:
+        raise InputError(
+            "the job's base model is one of the Hugging Face hub, and no server may choose what is fetched to this "
+            "machine: if it is to be, name it with the node's `base`"
+        )
     return job.base
 
 
@@ -242,23 +250,27 @@ def _hello(request: Envelope, silo: SiloConfig) -> Envelope:
     return Envelope("up", "hello", asdict(profile))
 
 
-def received(request: Envelope, work: Work) -> dict[str, Any]:
-    """The adapter that came with a request.
+def received(request: Envelope, work: Work) -> AdapterState:
+    """The whole adapter of which a request brings what the silo cannot draw itself.
 
     Raises:
         AdmissionError: it is not of the job's names and shapes.
     """
     assert request.vector is not None and request.manifest is not None
-    return manifest.unpack(request.vector, request.manifest, work.tuner.spec)
+    spec, method = work.tuner.spec, algorithms.find(work.job.algorithm)
+    sent = manifest.unpack(request.vector, request.manifest, method.sent(spec))
+    return method.whole(sent, spec, derive(work.job.seed, "adapter"))
 
 
 def _train(request: Envelope, silo: SiloConfig) -> Envelope:
     work = prepare(request, silo)
+    if not 1 <= work.round <= work.job.training.rounds:
+        raise InputError(f"the server asks for round {work.round}; the run has {work.job.training.rounds}")
     before = received(request, work)
     already = TRAINED.get({}).get((silo.files.name, work.round))
-    totals, after = already() if already else _trained(work, before)
-    update = algorithms.find(work.job.algorithm).client(before, after)
-    vector, described = manifest.pack(update)
+    trainable = trainable_in(work)
+    totals, after = already() if already else _trained(work, before, trainable)
+    vector, described = manifest.pack({name: after[name] - before[name] for name in trainable})
     fields: dict[str, Scalar] = {
         "steps": totals.steps,
         "loss": totals.loss,
@@ -270,15 +282,20 @@ def _train(request: Envelope, silo: SiloConfig) -> Envelope:
     return Envelope("up", "train", fields, vector, described)
 
 
-def _trained(work: Work, adapter: AdapterState) -> tuple[Any, AdapterState]:
-    """Train an adapter on the silo's rows: totals, and what it has become."""
+def trainable_in(work: Work) -> frozenset[str]:
+    """Names of the tensors that the method trains in this round."""
+    return algorithms.find(work.job.algorithm).trainable(work.tuner.spec, work.round)
+
+
+def _trained(work: Work, adapter: AdapterState, trainable: frozenset[str]) -> tuple[Any, AdapterState]:
+    """Train these tensors of an adapter on the silo's rows: totals, and what the adapter has become."""
     from silotune.model import lora
     from silotune.training.local import train_round
 
     lora.put(work.tuner.model, adapter)
     totals = train_round(
         work.tuner, work.ways, work.corpus.train, work.job.training, work.job.seed, work.silo.files.name, work.round,
-        lambda step: work.progress(**asdict(step)),
+        lambda step: work.progress(**asdict(step)), trainable,
     )  # fmt: skip
     return totals, lora.take(work.tuner.model)
 
@@ -301,8 +318,10 @@ def _evaluate(request: Envelope, silo: SiloConfig) -> Envelope:
 
 
 def _alone(request: Envelope, silo: SiloConfig) -> Envelope:
-    """Train as a federation of this silo would, plainly averaged: each round goes on where the last one ended."""
-    from silotune.data.seeds import derive
+    """Train the whole adapter as a federation of this silo would: each round goes on where the last one ended.
+
+    Whatever the method: it is what the silo could do without the others.
+    """
     from silotune.training.evaluation import evaluate
 
     began = time.monotonic()
@@ -314,7 +333,7 @@ def _alone(request: Envelope, silo: SiloConfig) -> Envelope:
     adapter: AdapterState = initial_adapter(work.tuner.spec, derive(work.job.seed, "adapter"))
     steps = tokens = loss_tokens = 0
     for round_ in range(1, rounds + 1):
-        totals, adapter = _trained(replace(work, round=round_), adapter)
+        totals, adapter = _trained(replace(work, round=round_), adapter, work.tuner.spec.names)
         steps, tokens, loss_tokens = steps + totals.steps, tokens + totals.tokens, loss_tokens + totals.loss_tokens
     score = evaluate(work.tuner, work.ways, work.corpus.test, lambda: work.progress())
     told = Alone(score.rows, score.tokens, score.loss, score.correct, steps, tokens, loss_tokens,

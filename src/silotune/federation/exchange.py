@@ -1,7 +1,7 @@
 """One message to each of some silos, and their answers as they arrive: with a deadline, and in the ledger."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -24,6 +24,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
 KEPT = 12 * 3600.0
 """Seconds that Flower keeps a message beyond its deadline, for answers that come late and clocks that jump."""
 
+UNREADABLE = "the answer cannot be read"
 ERRORS = {
     ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "the silo's app could not be loaded",
     ErrorCode.CLIENT_APP_RAISED_EXCEPTION: "the silo's app raised an exception",
@@ -94,11 +95,15 @@ def exchange(
     pause = FIRST_PAUSE
     try:
         while waiting:
-            answers = look(line, waiting) + overdue(line, waiting)
+            quiet = True
+            for answer in arrivals(line, waiting):
+                require_going(line)
+                yield answer
+                quiet = False
+                del answer  # while the next one is taken
             require_going(line)
-            yield from answers
-            pause = FIRST_PAUSE if answers else min(pause * 1.5, LONGEST_PAUSE)
-            if waiting and not answers:
+            pause = min(pause * 1.5, LONGEST_PAUSE) if quiet else FIRST_PAUSE
+            if waiting and quiet:
                 time.sleep(pause)
     finally:
         line.late.update(waiting)
@@ -115,9 +120,10 @@ def send(
 ) -> dict[str, Asked]:
     """Push the requests; return what is under way by Flower's identifiers. A node that is missing was not reached."""
     waiting: dict[str, Asked] = {}
+    contents = {id(request): content(request) for request in requests.values()}  # an adapter for all is held once
     for node, request in requests.items():
         name = names.get(node, "")
-        message = Message(content(request), node, TYPES[request.kind], group_id=str(round_), ttl=seconds + KEPT)
+        message = Message(contents[id(request)], node, TYPES[request.kind], group_id=str(round_), ttl=seconds + KEPT)
         entry = replace(ledger_entry(request, message, name or unnamed(node), round_), node=node)
         # Once each: identical contents are stored once by Flower, and a refusal concerns this node alone.
         for identifier in line.grid.push_messages([message]):
@@ -138,21 +144,50 @@ def unnamed(node: int) -> str:
     return f"node {node}"
 
 
-def look(line: Line, waiting: dict[str, Asked]) -> list[Answer]:
-    """Take the answers that have arrived out of `waiting`; those that came too late are entered in the ledger only."""
-    began = time.monotonic()
-    replies = list(line.grid.pull_messages([*waiting, *line.late]))
-    took = time.monotonic() - began if line.in_turn else 0.0
-    answers = []
+def arrivals(line: Line, waiting: dict[str, Asked]) -> Iterator[Answer]:
+    """Take out of `waiting` what has arrived and what is overdue."""
+    yield from look(line, waiting)
+    yield from overdue(line, waiting)
+
+
+def look(line: Line, waiting: dict[str, Asked]) -> Iterator[Answer]:
+    """Take the answers that have arrived out of `waiting`, one at a time.
+
+    Those that came too late are entered in the ledger only.
+    """
+    identifiers = [*waiting, *line.late]
+    for wanted in [identifiers] if line.in_turn else [[identifier] for identifier in identifiers]:
+        began = time.monotonic()
+        for identifier, reply in _pulled(line, wanted):
+            took = time.monotonic() - began if line.in_turn else 0.0
+            if (asked := waiting.pop(identifier, None)) is not None:
+                in_time = took <= asked.seconds
+                answer = _open(line, reply, asked, late=not in_time)
+                yield answer if in_time else replace(answer, content=None, problem=_too_late(asked))
+            elif (asked := line.late.pop(identifier, None)) is not None:
+                _open(line, reply, asked, late=True)
+
+
+def _pulled(line: Line, identifiers: Sequence[str]) -> Iterator[tuple[str, Message | None]]:
+    """What has arrived for these messages, by their identifiers; None for an answer that cannot be read.
+
+    Raises:
+        Exception: the connection is lost, or, where silos answer in this process, whatever is raised there.
+    """
+    try:
+        replies = list(line.grid.pull_messages(identifiers))
+    except Exception as error:
+        if line.in_turn or _of_the_connection(error):
+            raise
+        yield identifiers[0], None  # Flower has handed it over, so it would not come again
+        return
     for reply in replies:
-        identifier = reply.metadata.reply_to_message_id
-        if (asked := waiting.pop(identifier, None)) is not None:
-            in_time = took <= asked.seconds
-            answer = _open(line, reply, asked, late=not in_time)
-            answers.append(answer if in_time else replace(answer, content=None, problem=_too_late(asked)))
-        elif (asked := line.late.pop(identifier, None)) is not None:
-            _open(line, reply, asked, late=True)
-    return answers
+        yield reply.metadata.reply_to_message_id, reply
+
+
+def _of_the_connection(error: Exception) -> bool:
+    """Whether it is the way to the server that fails, not what came over it."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("httpx", "httpcore", "grpc")
 
 
 def overdue(line: Line, waiting: dict[str, Asked]) -> list[Answer]:
@@ -172,24 +207,27 @@ def enter_late(line: Line) -> None:
     """Enter what has come too late so far. The end of a run does not depend on it: nothing is raised."""
     if not line.in_turn:  # there it would be answered now
         with suppress(Exception):
-            look(line, {})
+            for _ in look(line, {}):
+                pass
 
 
 def _too_late(asked: Asked) -> str:
     return f"no answer within {asked.seconds:g} s"
 
 
-def _open(line: Line, reply: Message, asked: Asked, late: bool) -> Answer:
-    """Enter an answer in the ledger and say what it is."""
-    if reply.has_error():
+def _open(line: Line, reply: Message | None, asked: Asked, late: bool) -> Answer:
+    """Enter an answer in the ledger and say what it is. Whatever goes wrong in reading it is its own fault."""
+    if reply is not None and reply.has_error():
         return Answer(asked.node, None, _error_text(reply), asked.bytes, 0)
-    kind, name = asked.request.kind, asked.name or unnamed(asked.node)
+    kind, name, opened = asked.request.kind, asked.name or unnamed(asked.node), None
     try:
+        if reply is None:
+            raise AdmissionError(UNREADABLE)
         opened = envelope(reply, "up", kind, line.most_bytes)
         name = asked.name or shown(str(opened.fields.get("silo", name)))[:64]
         entry, problem = ledger_entry(opened, reply, name, asked.round), opened.failure
-    except AdmissionError as error:
-        problem = shown(str(error))
+    except Exception as error:  # its words may be the silo's
+        problem = shown(str(error)) if isinstance(error, AdmissionError) else UNREADABLE
         entry = refused_entry(reply, kind, name, asked.round, problem)
     _book(line, replace(entry, node=asked.node, late=late))
     return Answer(asked.node, opened if problem is None else None, problem, asked.bytes, entry.bytes)

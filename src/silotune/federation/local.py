@@ -21,7 +21,7 @@ from silotune.data.template_check import oddities
 from silotune.errors import OutputError, RecipeError
 from silotune.federation.events import Event, Venue, Watcher
 from silotune.federation.progress import ask_to_stop
-from silotune.model.base import LOCAL, load_tokenizer, locate, place, public_name
+from silotune.model.base import load_tokenizer, locate, place
 from silotune.settings import Recipe
 
 LONGEST_NAME = 64
@@ -96,13 +96,12 @@ def crew_of(recipe: Recipe) -> Crew:
     inline = recipe.federation.engine == "inline"
     workers = 1 if inline else min(recipe.federation.workers or cores(), len(found))
     threads = recipe.federation.threads or max(1, cores() // workers)
-    base = recipe.model.base if public_name(recipe.model.base) == LOCAL else None
     reading = reading_of(recipe.data)
     leaked = leaks_of(found, reading, recipe.data.holdout, recipe.seed)
     silos = tuple(
         SiloConfig(
             files=files,
-            base=base,
+            base=recipe.model.base,
             holdout=recipe.data.holdout,
             reading=reading,
             leaks=leaked,

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from silotune.algorithms.interface import Algorithm
+from silotune.algorithms.interface import Method
 from silotune.errors import AdmissionError, FederationError, ModelError, RunError
 from silotune.federation import checkpoint
 from silotune.federation.events import Event, Venue
-from silotune.federation.exchange import Answer, Asked, Line, look, not_sent, overdue, require_going, send, unnamed
+from silotune.federation.exchange import Answer, Asked, Line, arrivals, not_sent, require_going, send, unnamed
 from silotune.federation.run import RunFolder
 from silotune.model.adapter import AdapterSpec
 from silotune.settings import Recipe
@@ -47,7 +47,7 @@ class Federation:
     run: RunFolder
     venue: Venue
     spec: AdapterSpec
-    algorithm: Algorithm
+    method: Method
     job: str
     resumed: bool
     """Whether it goes on from a saved state."""
@@ -66,6 +66,8 @@ class Federation:
     hellos: dict[str, Asked] = field(default_factory=dict)
     """Nodes that were asked who they are and have not answered yet."""
     refused: dict[int, Refusal] = field(default_factory=dict)
+    clipped: set[str] = field(default_factory=set)
+    """Silos of which it has been said that their weight is clipped."""
 
     def tell(self, kind: str, **fields: Any) -> None:
         """Tell whoever watches."""
@@ -121,11 +123,15 @@ def _greet(federation: Federation) -> int:
     asked = send(federation.line, requests, {}, 0, federation.recipe.federation.join_timeout)
     federation.hellos.update(asked)
     reached = {each.node for each in asked.values()}
-    answers = [not_sent(node) for node in new if node not in reached]
-    while answers := answers + look(federation.line, federation.hellos) + overdue(federation.line, federation.hellos):
-        for answer in answers:
+    for node in new:
+        if node not in reached:
+            _hear(federation, not_sent(node))
+    heard = True
+    while heard:
+        heard = False
+        for answer in arrivals(federation.line, federation.hellos):
             _hear(federation, answer)
-        answers = []
+            heard = True
         require_going(federation.line)
     return len(connected)
 

@@ -1,8 +1,11 @@
 """Between envelopes and Flower's messages, and what a message weighs when serialised."""
 
+import io
+
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from numpy.typing import NDArray
 
 from silotune.errors import AdmissionError
 from silotune.privacy.ledger import Entry
@@ -59,16 +62,30 @@ def envelope(message: Message, direction: Direction, kind: Kind, most_bytes: int
         raise AdmissionError(f"the array is of dtype {array.dtype[:20]}, expected float32")
     if len(array.data) > most_bytes + NPY_HEADER_BYTES:
         raise AdmissionError(f"the array has {len(array.data)} bytes, at most {most_bytes} are expected")
-    try:
-        vector = array.numpy()
-    except (ValueError, EOFError, OSError):
-        raise AdmissionError("the array cannot be read") from None
-    if vector.dtype != np.float32:
-        raise AdmissionError(f"the array is of dtype {vector.dtype}, expected float32")
+    vector = _vector(array.data)
     text = manifest.get("json")
     if not isinstance(text, str):
         raise AdmissionError("the manifest is missing")
     return Envelope(direction, kind, dict(fields), vector, Manifest.from_json(text))  # type: ignore[arg-type]
+
+
+def _vector(data: bytes) -> NDArray[np.float32]:
+    """The vector in a NumPy file, as a view of its bytes: nothing is allocated for what its header claims.
+
+    Raises:
+        AdmissionError: no such file, or its header and its bytes do not agree.
+    """
+    stream = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("a header of another version")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    except Exception:  # what a header can raise depends on what it says
+        raise AdmissionError("the array cannot be read") from None
+    left = len(data) - stream.tell()
+    if dtype != np.dtype("<f4") or shape != (left // 4,) or left % 4:
+        raise AdmissionError("the array's header does not describe its bytes as a vector of float32")
+    return np.frombuffer(data, "<f4", offset=stream.tell())
 
 
 def weigh(message: Message) -> tuple[int, str]:
@@ -85,7 +102,13 @@ def ledger_entry(opened: Envelope, message: Message, silo: str, round_: int) -> 
     return Entry(opened.direction, silo, opened.kind, round_, tensors, dtype, opened.fields, size, digest)
 
 
-def refused_entry(message: Message, kind: Kind, silo: str, round_: int, reason: str) -> Entry:
-    """Describe an answer that was not admissible: its weight and why, nothing of what it claims to hold."""
-    size, digest = weigh(message)
+def refused_entry(message: Message | None, kind: Kind, silo: str, round_: int, reason: str) -> Entry:
+    """Describe an answer that was not admissible: its weight and why, nothing of what it claims to hold.
+
+    One that cannot even be weighed, or was lost as it was read, has the weight 0.
+    """
+    try:
+        size, digest = weigh(message) if message is not None else (0, "")
+    except Exception:  # of a silo that may send whatever it likes
+        size, digest = 0, ""
     return Entry("up", silo, kind, round_, (), None, {"inadmissible": reason}, size, digest)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from silotune.algorithms.interface import Aggregate
+from silotune.aggregation.interface import Aggregate
 
 
 def silo_line(round_: int, name: str, weight: int | None, bytes_down: int = 0, bytes_up: int = 0) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The round loop: ask a cohort, take updates as they arrive, admit or leave out, aggregate, apply, evaluate, save.
 
-All mathematics is the algorithm's; all transport is behind Flower's `Grid`.
+All mathematics is the method's, the aggregation's and the server optimizer's; all transport is behind Flower's `Grid`.
 """
 
 import math
@@ -13,7 +13,10 @@ import numpy as np
 from flwr.serverapp import Grid
 
 from silotune import algorithms
-from silotune.algorithms.interface import Aggregate, Cohort, Contribution, ServerState
+from silotune.aggregation.collectors import collector_of
+from silotune.aggregation.interface import Aggregate, Ask, Cohort, Contribution, Round, collect
+from silotune.algorithms.interface import ServerState
+from silotune.algorithms.server_optimizers import optimizer_of
 from silotune.data.seeds import derive
 from silotune.errors import AdmissionError, DivergedError, FederationError
 from silotune.federation import checkpoint
@@ -24,7 +27,7 @@ from silotune.federation.inline import InlineGrid
 from silotune.federation.members import Federation, assemble
 from silotune.federation.metrics import figures, round_line, silo_line
 from silotune.federation.run import RunFolder
-from silotune.model.adapter import AdapterSpec, AdapterState, initial_adapter
+from silotune.model.adapter import AdapterSpec, AdapterState
 from silotune.model.base import public_name
 from silotune.settings import Job, Recipe
 from silotune.wire import manifest
@@ -85,7 +88,7 @@ def _run(federation: Federation, saved: Saved | None) -> ServerState:
                     parameters=spec.size, adapter_bytes=4 * spec.size)  # fmt: skip
     assemble(federation, max(federation.venue.expected, recipe.federation.minimum), recipe.federation.join_timeout)
     if saved is None:
-        state = federation.algorithm.init(initial_adapter(spec, derive(recipe.seed, "adapter")))
+        state = ServerState(0, federation.method.start(spec, derive(recipe.seed, "adapter")))
         _finish_round(federation, state, None, {}, time.monotonic())
     else:
         state = saved.state
@@ -129,6 +132,20 @@ def choose_cohort(names: list[str], share: float, minimum: int, seed: int, round
     return sorted(str(name) for name in drawn)
 
 
+def bounded(weights: Mapping[str, int], most: float) -> dict[str, int]:
+    """Weights of which none is more than a share of their sum, where more than two silos take part.
+
+    What is beyond it is clipped to the largest weight that keeps to the share: silos declare their own counts.
+    """
+    if len(weights) < 3 or most * len(weights) < 1:
+        return dict(weights)
+    ordered = sorted(weights.values(), reverse=True)
+    # With the n largest clipped to c: c = most (n c + the sum of the others). The first n that leaves no other above c.
+    bounds = (math.floor(most * sum(ordered[n:]) / (1 - most * n) + 1e-9) for n in range(len(ordered)))
+    bound = next(bound for bound, largest in zip(bounds, ordered, strict=True) if largest <= bound)
+    return {name: min(weight, bound) for name, weight in weights.items()}
+
+
 def _weight(profile: Profile, how: str) -> int:
     return {"examples": profile.train_rows, "tokens": profile.train_loss_tokens, "uniform": 1}[how]
 
@@ -144,11 +161,22 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
     assemble(federation, settings.minimum, settings.round_timeout)
     names = choose_cohort(list(federation.members.values()), settings.cohort, settings.minimum,
                           federation.recipe.seed, round_)  # fmt: skip
-    cohort = Cohort({name: _weight(federation.profiles[name], settings.weights) for name in names})
+    declared = {name: _weight(federation.profiles[name], settings.weights) for name in names}
+    cohort = Cohort(bounded(declared, settings.max_share))
     federation.tell("round_start", round=round_, cohort=names)
+    for name, weight in cohort.weights.items():
+        if weight < declared[name] and name not in federation.clipped:
+            federation.clipped.add(name)
+            federation.tell("remark", text=f"silo {name} declares a weight of {declared[name]}; it counts as {weight}, "
+                                           f"for federation.max_share is {settings.max_share:g}")  # fmt: skip
     lines: dict[str, dict[str, Any]] = {}
-    contributions = _contributions(federation, state, cohort, lines)
-    aggregate = federation.algorithm.aggregate(state, cohort, contributions)
+    started = Round(state.adapter, federation.method.trainable(federation.spec, round_), cohort)
+
+    def ask(wanted: Ask) -> Iterator[Contribution]:
+        assert wanted.stage == "train", "the wire has no other stage"
+        return _contributions(federation, state, started, lines)
+
+    aggregate = collect(collector_of(settings), started, ask)
     arrived = len(aggregate.silos) if aggregate else 0
     if aggregate is None or arrived < settings.minimum:
         _write_lines(federation, lines)
@@ -163,11 +191,18 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
             f"round {round_}: {arrived} of {len(names)} updates could be used, federation.minimum asks for "
             f"{settings.minimum} ({why}); {checkpoint.reached(federation.run)}."
         )
-    after = federation.algorithm.apply(state, aggregate, settings)
+    after = optimizer_of(settings).apply(state, aggregate.update)
     if not all(np.isfinite(value).all() for value in after.adapter.values()):
         raise DivergedError(
             f"round {round_}: the new adapter is not finite; {checkpoint.reached(federation.run)}. Lower "
             "training.learning_rate and federation.server_rate, and start a new run."
+        )
+    largest = max(float(np.abs(value).max()) for value in after.adapter.values())
+    if largest > manifest.MAX_MAGNITUDE:
+        raise DivergedError(
+            f"round {round_}: the new adapter holds a number beyond {manifest.MAX_MAGNITUDE:g}, which no silo would "
+            f"take; {checkpoint.reached(federation.run)}. Lower training.learning_rate and federation.server_rate, and "
+            "start a new run."
         )
     _finish_round(federation, after, aggregate, lines, began)
     return after
@@ -179,12 +214,14 @@ def _diverged(reason: str) -> bool:
 
 
 def _contributions(
-    federation: Federation, state: ServerState, cohort: Cohort, lines: dict[str, dict[str, Any]]
+    federation: Federation, state: ServerState, started: Round, lines: dict[str, dict[str, Any]]
 ) -> Iterator[Contribution]:
     """Ask the cohort, heaviest silo first; yield what may be used and note for every silo how it went."""
+    cohort = started.cohort
     nodes = {name: node for node, name in federation.members.items()}
     ordered = sorted(cohort.weights, key=lambda name: (-federation.profiles[name].train_tokens, name))
     request = _with_adapter(federation, "train", state.round + 1, state.adapter)
+    expected = federation.spec.only(started.trainable)
     names = {nodes[name]: name for name in ordered}
     requests = {nodes[name]: request for name in ordered}
     for name in ordered:
@@ -195,7 +232,7 @@ def _contributions(
         name = names[answer.node]
         line = silo_line(state.round + 1, name, cohort.weights[name], answer.bytes_down, answer.bytes_up)
         try:
-            contribution = _admit(federation, name, cohort.weights[name], answer)
+            contribution = _admit(federation, name, cohort.weights[name], answer, expected)
             line["train"] = dict(answer.content.fields) if answer.content else None
             lines[name] = line
             federation.tell("answered", silo=name, round=state.round + 1, **line["train"], bytes_up=answer.bytes_up,
@@ -208,12 +245,13 @@ def _contributions(
 
 
 def _with_adapter(federation: Federation, kind: Kind, round_: int, adapter: AdapterState) -> Envelope:
-    vector, described = manifest.pack(adapter)
+    sent = federation.method.sent(federation.spec)
+    vector, described = manifest.pack({name: adapter[name] for name in sent.names})
     return Envelope("down", kind, {"job": federation.job, "round": round_}, vector, described)
 
 
-def _admit(federation: Federation, name: str, weight: int, answer: Answer) -> Contribution:
-    """Turn an answer into a contribution.
+def _admit(federation: Federation, name: str, weight: int, answer: Answer, expected: AdapterSpec) -> Contribution:
+    """Turn an answer into a contribution, if it holds the tensors that are expected.
 
     Raises:
         AdmissionError: there is none, or it must not be used.
@@ -228,7 +266,7 @@ def _admit(federation: Federation, name: str, weight: int, answer: Answer) -> Co
     if int(fields["loss_tokens"]) > int(fields["tokens"]):
         raise AdmissionError("it trained on more response tokens than tokens")
     assert answer.content.vector is not None and answer.content.manifest is not None
-    return Contribution(name, manifest.unpack(answer.content.vector, answer.content.manifest, federation.spec), weight)
+    return Contribution(name, manifest.unpack(answer.content.vector, answer.content.manifest, expected), weight)
 
 
 # ------------------------------------------------------------------------------------ after the round

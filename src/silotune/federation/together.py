@@ -15,7 +15,7 @@ from typing import Any
 from flwr.app import Context, Message
 
 from silotune.federation.app import MOST_BYTES
-from silotune.federation.client import TRAINED, Work, prepare, received, silo_of
+from silotune.federation.client import TRAINED, Work, prepare, received, silo_of, trainable_in
 from silotune.federation.messages import envelope
 from silotune.model.adapter import AdapterState
 from silotune.training.local import StepReport
@@ -59,7 +59,8 @@ def _outcomes(works: Sequence[tuple[Work, AdapterState]]) -> Mapping[tuple[str, 
     if not can_stack(first.tuner.model):
         logger.warning("federation.together: this model cannot train silos in one pass exactly; each trains alone")
         return {}
-    parts = [Part(work.silo.files.name, work.corpus.train, adapter, _shown(work)) for work, adapter in alike]
+    trainable = trainable_in(first)
+    parts = [Part(work.silo.files.name, work.corpus.train, adapter, trainable, _shown(work)) for work, adapter in alike]
     try:
         outcomes = train_together(first.tuner, first.ways, parts, first.job.training, first.job.seed, first.round)
     except Exception as error:

@@ -4,17 +4,46 @@ Names are those of PEFT's own file, for example `base_model.model.model.layers.0
 with shape (r, d_in), and `...lora_B.weight` with shape (d_out, r).
 """
 
+import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 AdapterState = Mapping[str, NDArray[np.float32]]
 
-A_SUFFIX = ".lora_A.weight"
-B_SUFFIX = ".lora_B.weight"
+Role = Literal["A", "B"]
+"""What a tensor is to its module: the factor that narrows, or the one that widens again."""
+SUFFIXES: Mapping[Role, str] = {"A": ".lora_A.weight", "B": ".lora_B.weight"}
+"""What PEFT's names end with."""
+
+
+def tensor_name(module: str, role: Role) -> str:
+    """The name of a module's tensor in PEFT's file."""
+    return module + SUFFIXES[role]
+
+
+def parsed_name(name: str) -> tuple[str, Role] | None:
+    """(module, role) of a tensor by its name in PEFT's file; None if it is no part of an adapter."""
+    for role, suffix in SUFFIXES.items():
+        if name.endswith(suffix):
+            return name.removesuffix(suffix), role
+    return None
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of an adapter."""
+
+    name: str
+    """In PEFT's file."""
+    shape: tuple[int, ...]
+    module: str
+    """The adapted module."""
+    role: Role
 
 
 @dataclass(frozen=True)
@@ -38,6 +67,34 @@ class AdapterSpec:
         """How many numbers the adapter has."""
         return sum(int(np.prod(shape)) for _, shape in self.shapes)
 
+    @functools.cached_property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """What each tensor is.
+
+        Raises:
+            ValueError: one has no role.
+        """
+        found = []
+        for name, shape in self.shapes:
+            parsed = parsed_name(name)
+            if parsed is None:
+                raise ValueError(f"{name} is no tensor of an adapter")
+            found.append(TensorSpec(name, shape, *parsed))
+        return tuple(found)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all tensors."""
+        return frozenset(name for name, _ in self.shapes)
+
+    def with_role(self, role: Role) -> frozenset[str]:
+        """Names of the tensors of a role."""
+        return frozenset(tensor.name for tensor in self.tensors if tensor.role == role)
+
+    def only(self, names: Set[str]) -> "AdapterSpec":
+        """The part that these tensors make up."""
+        return AdapterSpec(tuple((name, shape) for name, shape in self.shapes if name in names))
+
     def difference(self, expected: "AdapterSpec") -> str:
         """In what it differs from another, in words; empty if it does not."""
         names, wanted = dict(self.shapes), dict(expected.shapes)
@@ -55,10 +112,9 @@ class AdapterSpec:
 
     def pairs(self) -> Iterator[tuple[str, str, str]]:
         """Yield (module, name of A, name of B) for every adapted module."""
-        for name, _ in self.shapes:
-            if name.endswith(A_SUFFIX):
-                module = name.removesuffix(A_SUFFIX)
-                yield module, name, module + B_SUFFIX
+        for tensor in self.tensors:
+            if tensor.role == "A":
+                yield tensor.module, tensor.name, tensor_name(tensor.module, "B")
 
 
 def fault_of(adapter: AdapterState, spec: AdapterSpec) -> str:
@@ -98,12 +154,12 @@ def initial_adapter(spec: AdapterSpec, seed: int) -> dict[str, NDArray[np.float3
     and no weight of the base is needed.
     """
     adapter = {}
-    for name, shape in spec.shapes:
-        if name.endswith(A_SUFFIX):
-            key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    for tensor in spec.tensors:
+        if tensor.role == "A":
+            key = hashlib.sha256(f"{seed}/{tensor.name}".encode()).digest()
             generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
-            drawn = generator.random(shape, dtype=np.float32)
-            adapter[name] = ((2 * drawn - 1) / np.float32(np.sqrt(shape[1]))).astype(np.float32)
+            drawn = generator.random(tensor.shape, dtype=np.float32)
+            adapter[tensor.name] = ((2 * drawn - 1) / np.float32(np.sqrt(tensor.shape[1]))).astype(np.float32)
         else:
-            adapter[name] = np.zeros(shape, np.float32)
+            adapter[tensor.name] = np.zeros(tensor.shape, np.float32)
     return adapter

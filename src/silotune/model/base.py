@@ -119,6 +119,7 @@ def load_model(location: str, placement: Placement) -> Any:
         )
     if placement.device == "cuda":
         options["device_map"] = {"": torch.cuda.current_device()}
+    options["use_safetensors"] = True  # other files of weights can run code as they are read
     model, told = _load("AutoModelForCausalLM", location, output_loading_info=True, **options)
     if told["missing_keys"]:  # transformers would go on with random numbers in their place
         raise ModelError(

@@ -2,6 +2,8 @@
 
 import json
 import warnings
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 
 from silotune.atomic import tensor_errors
 from silotune.errors import ModelError
-from silotune.model.adapter import AdapterSpec, AdapterState, fault_of
+from silotune.model.adapter import AdapterSpec, AdapterState, fault_of, parsed_name
 from silotune.model.targets import last_part, target_modules
 from silotune.settings import LoraSettings
 
@@ -73,13 +75,22 @@ def _on_meta(model: Any) -> bool:
 
 
 def factors(tuned: Any) -> dict[str, Any]:
-    """The trainable tensors of PEFT's model by the names of PEFT's file, sorted; they are the tensors themselves."""
-    named = {
-        name.replace(".default.weight", ".weight"): parameter
-        for name, parameter in tuned.named_parameters()
-        if parameter.requires_grad
-    }
-    return dict(sorted(named.items()))
+    """The adapter's tensors in PEFT's model by the names of PEFT's file, sorted; they are the tensors themselves."""
+    named = {name.replace(".default.weight", ".weight"): parameter for name, parameter in tuned.named_parameters()}
+    return {name: named[name] for name in sorted(named) if parsed_name(name)}
+
+
+@contextmanager
+def trainable(tuned: Any, names: Set[str]) -> Iterator[list[Any]]:
+    """While it lasts, gradients flow into these of the adapter's tensors and into no others; yields them, by name."""
+    tensors = factors(tuned)
+    for name, tensor in tensors.items():
+        tensor.requires_grad_(name in names)
+    try:
+        yield [tensor for name, tensor in tensors.items() if name in names]
+    finally:
+        for tensor in tensors.values():
+            tensor.requires_grad_(True)
 
 
 def spec_of(tuned: Any) -> AdapterSpec:

@@ -4,7 +4,7 @@ For the rows x_k of adapter k, a layer gives x_k W^T + s (x_k A_k^T) B_k^T. The 
 other two are products of stacks, (k, rows x tokens, width) with (k, width, r) and then (k, r, width).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,16 +13,24 @@ import torch
 from torch import Tensor
 
 from silotune.model import lora
-from silotune.model.adapter import A_SUFFIX, B_SUFFIX, AdapterState
+from silotune.model.adapter import AdapterState, tensor_name
 
 Factors = Mapping[str, Tensor]
 """An adapter's tensors by the names of PEFT's file."""
 
 
-def factors_like(tuned: Any, adapter: AdapterState) -> dict[str, Tensor]:
-    """An adapter in trainable tensors of its own, as those of PEFT's model; it takes the place of the one in there."""
+def factors_like(tuned: Any, adapter: AdapterState, trainable: Set[str]) -> dict[str, Tensor]:
+    """An adapter in tensors of its own, as those of PEFT's model; it takes the place of the one in there.
+
+    Args:
+        tuned: PEFT's model.
+        adapter: of its names and shapes.
+        trainable: names of the tensors that gradients flow into.
+    """
     lora.put(tuned, adapter)
-    return {name: tensor.detach().clone().requires_grad_() for name, tensor in lora.factors(tuned).items()}
+    return {
+        name: tensor.detach().clone().requires_grad_(name in trainable) for name, tensor in lora.factors(tuned).items()
+    }
 
 
 @contextmanager
@@ -30,11 +38,11 @@ def stacked(tuned: Any, adapters: Sequence[Factors]) -> Iterator[None]:
     """While it lasts, these adapters take the place of the one that lies in PEFT's model.
 
     What goes through the model has rows in as many equal parts, one after another, as there are adapters. Gradients
-    flow into the adapters' tensors. Dropout of the adapter is not applied.
+    flow into those of the adapters' tensors that want one. Dropout of the adapter is not applied.
     """
     layers = _layers(tuned)
     for name, layer in layers.items():
-        pairs = [(adapter[name + A_SUFFIX], adapter[name + B_SUFFIX]) for adapter in adapters]
+        pairs = [(adapter[tensor_name(name, "A")], adapter[tensor_name(name, "B")]) for adapter in adapters]
         layer.forward = partial(_forward, layer, pairs)
     try:
         yield

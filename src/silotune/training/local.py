@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,8 +159,9 @@ def train_round(
     silo: str,
     round_: int,
     report: Callable[[StepReport], None] = lambda _: None,
+    trainable: Set[str] | None = None,
 ) -> TrainingTotals:
-    """Train the factors that lie in the model, in place.
+    """Train the adapter that lies in the model, in place.
 
     The optimizer starts anew each round: a silo keeps no state between rounds, so any silo may miss a round and a
     resumed run is the same to the bit. On a CPU, same inputs and same number of threads give the same bits.
@@ -174,6 +175,7 @@ def train_round(
         silo: the silo's name, part of every seed.
         round_: from 1.
         report: called after each optimizer step; may raise to stop.
+        trainable: names of the adapter's tensors that are trained, the others stay as they are; None: all.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -181,21 +183,22 @@ def train_round(
     import torch
 
     model, pad = tuner.model, int(tuner.tokenizer.pad_token_id or 0)
-    optimizer = make_optimizer(list(lora.factors(model).values()), settings)
     course = Course(examples, settings, seed, silo, round_, report)
     torch.manual_seed(derive(seed, "dropout", silo, round_))
     model.train()
     began = time.monotonic()
-    try:
-        for step in course.steps():
+    with lora.trainable(model, tuner.spec.names if trainable is None else trainable) as tensors:
+        optimizer = make_optimizer(tensors, settings)
+        try:
+            for step in course.steps():
+                optimizer.zero_grad(set_to_none=True)
+                batches = [collate(rows, pad, tuner.device) for rows in step.passes]
+                loss = _differentiated(model, ways, step.loss_tokens, batches)
+                advance(optimizer, step.rate, settings.clip)
+                course.done(step, loss, time.monotonic() - began)
+        finally:
+            model.eval()
             optimizer.zero_grad(set_to_none=True)
-            batches = [collate(rows, pad, tuner.device) for rows in step.passes]
-            loss = _differentiated(model, ways, step.loss_tokens, batches)
-            advance(optimizer, step.rate, settings.clip)
-            course.done(step, loss, time.monotonic() - began)
-    finally:
-        model.eval()
-        optimizer.zero_grad(set_to_none=True)
     return course.totals(time.monotonic() - began)
 
 

@@ -47,6 +47,8 @@ class Part:
     """Its training rows."""
     adapter: AdapterState
     """That it received."""
+    trainable: frozenset[str]
+    """Names of its tensors that are trained; the others stay as they are."""
     report: Callable[[StepReport], None] = lambda _: None
     """Called after each of its steps; may raise to stop it. Its seconds are the silo's share, as in the totals."""
 
@@ -130,8 +132,9 @@ def train_together(
 
 def _started(part: Part, tuned: Any, settings: TrainingSettings, seed: int, round_: int) -> _Silo:
     course = Course(part.examples, settings, seed, part.silo, round_, part.report)
-    factors = factors_like(tuned, part.adapter)
-    silo = _Silo(course, course.steps(), factors, make_optimizer(list(factors.values()), settings))
+    factors = factors_like(tuned, part.adapter, part.trainable)
+    trained = [factor for name, factor in factors.items() if name in part.trainable]
+    silo = _Silo(course, course.steps(), factors, make_optimizer(trained, settings))
     silo.attempt(silo.open)
     return silo
 
@@ -223,7 +226,7 @@ def _stacks(tuned: Any) -> bool:
     batch = _trial(tuned)
     adapters, apart = [], []
     for number, part in enumerate((slice(0, 2), slice(2, 4))):
-        adapters.append(factors_like(tuned, _adapter(tuned, number)))
+        adapters.append(factors_like(tuned, _adapter(tuned, number), frozenset()))
         apart.append(plain_logits(tuned, Batch(batch.ids[part], batch.mask[part], batch.predicts[part])))
     with stacked(tuned, adapters):
         return same(plain_logits(tuned, batch), torch.cat(apart))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from silotune.algorithms.summation import LIMIT, ExactMean
+from silotune.aggregation.summation import LIMIT, ExactMean
 
 
 def mean_of(vectors, weights, order, total=None):

@@ -9,8 +9,8 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from silotune.algorithms.interface import Cohort, Contribution
-from silotune.algorithms.summation import LIMIT, ExactMean
+from silotune.aggregation.interface import Contribution, Round
+from silotune.aggregation.summation import LIMIT, ExactMean
 from silotune.data.seeds import derive
 from silotune.model.adapter import AdapterSpec, AdapterState
 from silotune.model.algebra import aggregation_error
@@ -19,6 +19,8 @@ KEEP_BYTES = 256 << 20
 """Updates are kept, for the exact error, while the whole cohort's fit into this."""
 PROBES = 32
 """Columns of the random matrices."""
+NONE: AdapterState = {}
+"""An update of nothing."""
 SEEN_LIMIT = LIMIT / 2
 """Products below this can be summed, rounded to float32 as well."""
 
@@ -32,12 +34,14 @@ class ErrorMeter:
     way is too large to be summed exactly: factors have run away, and a diagnosis must not end the run.
     """
 
-    def __init__(self, start: AdapterState, cohort: Cohort) -> None:
-        """Prepare for a cohort that starts from `start`."""
-        spec = AdapterSpec.of(start)
-        self._start = start
+    def __init__(self, round_: Round) -> None:
+        """Prepare for the updates of a round."""
+        spec, cohort = AdapterSpec.of(round_.adapter), round_.cohort
+        self._start = round_.adapter
         self._pairs = list(spec.pairs())
-        self._kept: dict[str, Contribution] | None = {} if spec.size * 4 * len(cohort.weights) <= KEEP_BYTES else None
+        self._kept: dict[str, Contribution] | None = (
+            {} if spec.only(round_.trainable).size * 4 * len(cohort.weights) <= KEEP_BYTES else None
+        )
         size = len(self._pairs) * PROBES**2
         self._seen = ExactMean(size, cohort.total) if self._kept is None else None
 
@@ -68,14 +72,14 @@ class ErrorMeter:
         return float(np.sqrt(error / change)) if change > 1e-12 * float(np.sum(before**2)) else 0.0
 
     def _moved(self, update: AdapterState) -> dict[str, NDArray[np.float32]]:
-        return {name: self._start[name] + update[name] for name in self._start}
+        return {name: value + update[name] if name in update else value for name, value in self._start.items()}
 
-    def _look(self, update: AdapterState | None = None) -> NDArray[np.float64]:
-        """Psi B A Omega of every layer, flat, at the start or after an update."""
+    def _look(self, update: AdapterState = NONE) -> NDArray[np.float64]:
+        """Psi B A Omega of every layer, flat, after an update."""
         seen = np.empty((len(self._pairs), PROBES, PROBES))
         for number, (_, name_a, name_b) in enumerate(self._pairs):
             factor_a, factor_b = (
-                (self._start[name] if update is None else self._start[name] + update[name]).astype(np.float64)
+                (self._start[name] + update[name] if name in update else self._start[name]).astype(np.float64)
                 for name in (name_a, name_b)
             )
             seen_b, seen_a = _probe("out", len(factor_b)).T @ factor_b, factor_a @ _probe("in", factor_a.shape[1])
