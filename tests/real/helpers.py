@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+PATIENCE = 900
+"""Seconds after which what should happen is taken not to: many, for they are spent where a test fails and nowhere else."""
 SILOTUNE = [sys.executable, "-m", "silotune.cli"]
 
 
@@ -22,7 +24,7 @@ def start(*arguments: object, cwd: Path | None = None, env: dict[str, str] | Non
     )  # fmt: skip
 
 
-def run(*arguments: object, code: int = 0, cwd: Path | None = None, seconds: float = 300) -> str:
+def run(*arguments: object, code: int = 0, cwd: Path | None = None, seconds: float = PATIENCE) -> str:
     """Run the command line to its end and return what it printed."""
     process = start(*arguments, cwd=cwd)
     try:
@@ -33,7 +35,7 @@ def run(*arguments: object, code: int = 0, cwd: Path | None = None, seconds: flo
     return out
 
 
-def ended(process: "subprocess.Popen[str]", seconds: float) -> tuple[str, str]:
+def ended(process: "subprocess.Popen[str]", seconds: float = PATIENCE) -> tuple[str, str]:
     """What a process printed until its end; one that has not ended after a while is killed."""
     try:
         return process.communicate(timeout=seconds)
@@ -41,7 +43,7 @@ def ended(process: "subprocess.Popen[str]", seconds: float) -> tuple[str, str]:
         process.kill()
 
 
-def until(condition: Callable[[], object], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+def until(condition: Callable[[], object], process: "subprocess.Popen[str]", seconds: float = PATIENCE) -> None:
     """Wait for a condition while a process lives."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -55,7 +57,7 @@ def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def gone(processes: list[psutil.Process], seconds: float = 30) -> list[psutil.Process]:
+def gone(processes: list[psutil.Process], seconds: float = 120) -> list[psutil.Process]:
     """Those of some processes that are still alive after a while."""
     return psutil.wait_procs(processes, timeout=seconds)[1]
 

@@ -4,6 +4,7 @@ A block of code without a language holds commands and nothing else; what is no c
 `python`. So no line is passed over in silence.
 """
 
+import json
 import re
 import shlex
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from tests.real.helpers import PATIENCE
 
 from silotune.cli import app
 from silotune.model import embedded
@@ -123,30 +125,46 @@ def test_the_commands_work_in_the_order_of_a_reader(tmp_path):
     listed = [command for command in commands() if runs_here(command)]
     assert {shlex.split(command)[1] for command in listed} <= set(order)
     (tmp_path / "questions.txt").write_text("When are you open?\nWhere is the key?\n")
-    for command in sorted(listed, key=lambda command: order.index(shlex.split(command)[1])):
-        words = shlex.split(command)[1:]
+    ordered = sorted((shlex.split(command)[1:] for command in listed), key=lambda words: order.index(words[0]))
+    run_commands([words for words in ordered if words[0] == "init"], tmp_path)
+    recipe = tmp_path / "first" / "recipe.toml"
+    text = re.sub(r"^(rounds|steps) = \d+", r"\1 = 2", recipe.read_text(encoding="utf-8"), flags=re.M)
+    recipe.write_text(text, encoding="utf-8")
+    later = next((tmp_path / "first" / "silos").rglob("train.jsonl"))
+    (tmp_path / "later.jsonl").write_text("".join(later.read_text(encoding="utf-8").splitlines(True)[:3]))
+    run_commands([words for words in ordered if words[0] not in ("init", *SERVERS)], tmp_path)
+    for words in ordered:
         if words[0] in SERVERS:
             serve_for_a_moment(words, tmp_path)
-            continue
-        done = subprocess.run(
-            program(words), cwd=tmp_path, input="hello\n\n", capture_output=True, text=True, timeout=600
-        )
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
-        if words[0] == "init":
-            recipe = tmp_path / "first" / "recipe.toml"
-            text = re.sub(r"^(rounds|steps) = \d+", r"\1 = 2", recipe.read_text(encoding="utf-8"), flags=re.M)
-            recipe.write_text(text, encoding="utf-8")
-            later = next((tmp_path / "first" / "silos").rglob("train.jsonl"))
-            (tmp_path / "later.jsonl").write_text("".join(later.read_text(encoding="utf-8").splitlines(True)[:3]))
     assert (tmp_path / "runs" / "first" / "compare.json").exists()
     for block in blocks("python"):
         if "OpenAI(" not in block:  # that one is run beside `serve`
             run_python(block.replace("PATH_OR_ID_OF_THE_BASE", str(embedded.embedded())), tmp_path)
 
 
-def run_python(code: str, folder: Path) -> None:
+COMMANDS = """
+import io, json, sys
+from silotune import cli
+for words in json.loads(sys.argv[1]):
+    sys.argv, sys.stdin = ["silotune", *words], io.StringIO("hello\\n\\n")
+    try:
+        cli.main()
+    except SystemExit as ended:
+        if ended.code:
+            sys.exit(f"{words} ended with {ended.code}")
+"""
+
+
+def run_commands(listed: list[list[str]], folder: Path) -> None:
+    """Run commands one after another in one process: what the program imports and loads, it does once."""
+    run_python(COMMANDS, folder, json.dumps(listed))
+
+
+def run_python(code: str, folder: Path, *arguments: str) -> None:
     """Run an example as a script of its own."""
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, f"{code}\n{done.stderr}"
 
 
@@ -169,12 +187,12 @@ def serve_for_a_moment(words: list[str], folder: Path) -> None:
             (example,) = (block for block in blocks("python") if "OpenAI(" in block)
             run_python(re.sub(r"http://127\.0\.0\.1:8000/v1", told.group(), example), folder)
         server.send_signal(signal.SIGINT)
-        _, errors = server.communicate(timeout=60)
+        _, errors = server.communicate(timeout=PATIENCE)
     assert answered, errors
     assert "Traceback" not in errors
 
 
 def answers(url: str) -> bool:
     """Whether a server that has said where it listens answers there."""
-    with urllib.request.urlopen(url, timeout=60) as reply:
+    with urllib.request.urlopen(url, timeout=PATIENCE) as reply:
         return bool(reply.status == 200)

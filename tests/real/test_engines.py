@@ -121,7 +121,7 @@ class Deployment:
         self.start("flower-superlink", "--ssl-ca-certfile", self.folder / "ca.pem", "--ssl-certfile", self.folder / "server.pem",
                    "--ssl-keyfile", self.folder / "server.key", "--host", "127.0.0.1", "--port", self.port,
                    "--database", self.folder / "state.db")  # fmt: skip
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + helpers.PATIENCE
         while socket.socket().connect_ex(("127.0.0.1", self.port)):
             assert time.monotonic() < deadline and self.processes[0].poll() is None, "the SuperLink did not come up"
             time.sleep(0.2)
@@ -132,7 +132,9 @@ class Deployment:
 
     def flwr(self, *arguments: object) -> str:
         command = [str(Path(sys.executable).with_name("flwr")), *map(str, arguments)]
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=400, check=False)
+        done = subprocess.run(
+            command, env=self.env, capture_output=True, text=True, timeout=helpers.PATIENCE, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr + self.logs()
         return done.stdout + done.stderr
 

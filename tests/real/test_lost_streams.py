@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+from tests.real.helpers import PATIENCE
 from tests.test_cli import call
 
 import silotune
@@ -22,7 +23,7 @@ def shell(command: str, *arguments):
     """Run a command line of the shell, in which $SILOTUNE is the program."""
     words = " ".join(SILOTUNE)
     done = subprocess.run(["bash", "-c", command.replace("$SILOTUNE", words), "bash", *map(str, arguments)],
-                          capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300, check=False)  # fmt: skip
+                          capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PATIENCE, check=False)  # fmt: skip
     assert "Traceback" not in done.stderr and "defect" not in done.stderr, done.stderr
     return done
 
@@ -49,10 +50,9 @@ def recipe(make_recipe, tmp_path):
 
 
 @pytest.fixture
-def whole(recipe, tmp_path):
+def whole(trained_once):
     """The adapter of the run that nothing happens to."""
-    run = silotune.train(recipe, out=tmp_path / "whole")
-    return (run.folder.adapter / "adapter_model.safetensors").read_bytes()
+    return adapter(trained_once(training={"rounds": 3}) / "run")
 
 
 def adapter(run):
@@ -74,7 +74,7 @@ def test_a_reader_that_goes_away_stops_the_run_and_is_told_what_is_saved(recipe,
     process.stdout.close()
     err = process.stderr.read()
     process.stderr.close()
-    assert process.wait(120) == 3
+    assert process.wait(PATIENCE) == 3
     assert err.startswith("silotune: whoever read standard output has gone. ") and err.count("\n") == 1
     assert "is saved" in err and f"silotune train --resume {run}" in err
     silotune.train(resume=run)
@@ -135,9 +135,8 @@ def test_a_folder_that_is_lost_in_the_middle_is_told(recipe, tmp_path):
         silotune.train(recipe, out=run, watch=watch)
 
 
-def test_what_is_made_of_a_run_is_whole_or_not_there(recipe, tmp_path, call):
-    run, disk = tmp_path / "run", tmp_path / "disk"
-    silotune.train(recipe, out=run)
+def test_what_is_made_of_a_run_is_whole_or_not_there(recipe, finished_run, tmp_path, call):
+    run, disk = finished_run().path, tmp_path / "disk"
     with small_disk(disk, "64k"):
         shutil.copytree(run, disk / "run", ignore=shutil.ignore_patterns("report.html", "state", "log.txt", "*.jsonl"))
         with (disk / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space"):

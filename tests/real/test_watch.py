@@ -14,7 +14,7 @@ import urllib.request
 import psutil
 import pytest
 from tests.conftest import write_silo
-from tests.real.helpers import ended, run, start, until
+from tests.real.helpers import PATIENCE, ended, run, start, until
 
 import silotune
 from silotune.recipe import dump_recipe
@@ -131,14 +131,14 @@ def test_a_finished_run_can_be_watched_and_asked(done, seen):
         page.get_by_text("Ask the base and the tuned model").click()
         page.get_by_label("Your question").fill("Where is the <b>red</b> key?")
         page.get_by_role("button", name="Ask").click()
-        page.locator("#chat-ask:not([disabled])").wait_for(timeout=120_000)
+        page.locator("#chat-ask:not([disabled])").wait_for(timeout=PATIENCE * 1000)
         said = page.locator("#chat-log .pair p:not(.label)").all_inner_texts()
         alone = [done.answer("Where is the <b>red</b> key?", base=base) for base in (True, False)]
         assert [" ".join(text.split()) for text in said] == [" ".join(text.split()) or "(no answer)" for text in alone]
         assert page.locator("#chat-log b").count() == 0, "what was asked is text"
         page.get_by_label("Your question").fill("And the blue one?")
         page.get_by_label("Your question").press("Enter")
-        page.locator("#chat-ask:not([disabled])").wait_for(timeout=120_000)
+        page.locator("#chat-ask:not([disabled])").wait_for(timeout=PATIENCE * 1000)
         assert page.locator("#chat-log .sample").count() == 2 and page.locator("#chat .bad").count() == 0
         page.get_by_role("button", name="Start again").click()
         assert page.locator("#chat-log .sample").count() == 0
@@ -155,7 +155,7 @@ def test_an_answer_can_be_stopped_and_another_asked(done):
         def ask(words, **more):
             body = json.dumps({"question": words, **more}).encode()
             return urllib.request.urlopen(
-                urllib.request.Request(f"{url}chat", body, {"Content-Type": "application/json"}), timeout=120
+                urllib.request.Request(f"{url}chat", body, {"Content-Type": "application/json"}), timeout=PATIENCE
             )
 
         with ask("Where is the key?", max_tokens=400) as answer:
@@ -198,13 +198,13 @@ def test_a_run_is_watched_while_it_goes_on(make_recipe, tmp_path, seen):
         assert page.locator("#live-silos .name").all_inner_texts() == ["ash", "birch", "cedar"]
         told = page.locator("#report > p").first
         first = re.search(r"silos, \d+ of", told.inner_text()).group()
-        expect(told).not_to_contain_text(first, timeout=60_000)
+        expect(told).not_to_contain_text(first, timeout=PATIENCE * 1000)
         assert page.locator("#d-loss").evaluate("e => e.open"), "what was opened stays open"
         page.get_by_text("Ask the base and the tuned model").click()
         page.get_by_text("answers share this machine with the training").wait_for()
         assert ended(train, 300)[0]
-        page.get_by_text("The run has come to its end after 30 rounds.").wait_for(timeout=60_000)
-        expect(page.locator("#report")).to_contain_text("SHA-256", timeout=60_000)
+        page.get_by_text("The run has come to its end after 30 rounds.").wait_for(timeout=PATIENCE * 1000)
+        expect(page.locator("#report")).to_contain_text("SHA-256", timeout=PATIENCE * 1000)
     finally:
         train.kill()
         if watch:
@@ -218,7 +218,7 @@ def test_ctrl_c_ends_it_and_its_model(done):
         urllib.request.Request(
             f"{url}chat", b'{"question": "x", "max_tokens": 2}', {"Content-Type": "application/json"}
         ),
-        timeout=120,
+        timeout=PATIENCE,
     ).read()
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
