@@ -266,6 +266,9 @@ class TrainingSettings(Section):
     """Decoupled weight decay of AdamW."""
     clip: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
     """Largest norm of a step's gradient over all LoRA factors together."""
+    proximal: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)] = 0.0
+    """FedProx (Li et al. 2020, arXiv 1812.06127): mu of a term that holds a silo near the adapter that it received,
+    0.001 to 0.01 for rounds of more than one pass over its rows; 0 is plain training."""
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingSettings":
@@ -295,10 +298,10 @@ class FederationSettings(Section):
     server_rate: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
     """`plain`: the server adds this times the mean update (1 is plain averaging), 1 if not given. `momentum`,
     `nesterov`: the same of the running sum, 0.15 if not given. `adam`: the size of a step, 0.001 if not given."""
-    server_momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
+    server_momentum: Annotated[float, Field(ge=0, le=0.9999, allow_inf_nan=False)] | None = None
     """Share of the running sum that stays from round to round (of `adam`: beta1), 0.9 if not given. Not with
     `plain`."""
-    server_beta2: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
+    server_beta2: Annotated[float, Field(ge=0, le=0.9999, allow_inf_nan=False)] | None = None
     """`adam`: share of the running mean of squares that stays from round to round, 0.99 if not given."""
     server_epsilon: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     """`adam`: added to the running size that is divided by, 1e-5 if not given."""
@@ -306,8 +309,8 @@ class FederationSettings(Section):
     """A silo's weight in the mean: its training rows (of plain texts, the windows), its response tokens, or the same
     for all."""
     max_share: Share = 0.5
-    """Largest share of the mean that one silo may have, where more than two take part: silos declare their own counts.
-    What is over it is clipped, and said."""
+    """Largest share that one silo may have of the weight that is asked in a round, where more than two are asked: silos
+    declare their own counts. What is over it is clipped, and said."""
     robust: Literal["none", "clip", "trimmed"] = "none"
     """What bounds a hostile silo. `clip`: an update's norm is brought down to the median of the round's. `trimmed`: of
     each number the largest and smallest values are left out; with `ffa` or `alternating` and `weights = "uniform"`."""
@@ -348,6 +351,11 @@ class FederationSettings(Section):
 
     @model_validator(mode="after")
     def _options_of_robust(self) -> "FederationSettings":
+        if self.robust == "clip" and self.minimum < 3:
+            raise ValueError(
+                f'`robust = "clip"` bounds nothing where {self.minimum} silos answer (`minimum`): of two norms the '
+                "median is as much the hostile one's as the other's. Set `minimum` to 3 or more"
+            )
         if self.robust != "trimmed":
             if self.trim is not None:
                 raise ValueError(f'`trim` and `robust = "{self.robust}"` do not go together: remove one of them')
@@ -359,7 +367,7 @@ class FederationSettings(Section):
             )
         if self.weights != "uniform":
             raise ValueError('`robust = "trimmed"` counts all silos alike: say so with `weights = "uniform"`')
-        if self.trimmed_share * self.minimum < 1:
+        if self.trimmed_share * self.minimum < 1 - 1e-9:
             raise ValueError(
                 f'`robust = "trimmed"` leaves out no value where {self.minimum} silos answer (`minimum`) and `trim` is '
                 f"{self.trimmed_share:g}: raise one of them until their product is 1"
@@ -368,12 +376,24 @@ class FederationSettings(Section):
 
     @model_validator(mode="after")
     def _options_of_server_optimizer(self) -> "FederationSettings":
-        for name in SERVER_OPTIONS["adam"]:
+        for name in dict.fromkeys(name for options in SERVER_OPTIONS.values() for name in options):
             if getattr(self, f"server_{name}") is not None and name not in SERVER_OPTIONS[self.server_optimizer]:
                 raise ValueError(
                     f'`server_{name}` and `server_optimizer = "{self.server_optimizer}"` do not go together: there is '
                     "nothing that it would change. Remove it, or take another optimizer"
                 )
+        options = self.server_options
+        if self.server_optimizer == "adam" and options["rate"] > 0.1:
+            raise ValueError(
+                f"`server_rate` is {options['rate']:g}: of `adam` it is the size of a step, of every number in every "
+                "round. Take 0.1 or less"
+            )
+        gain = options["rate"] / (1 - options.get("momentum", 0.0))
+        if self.server_optimizer in ("momentum", "nesterov") and gain > 10:
+            raise ValueError(
+                f"`server_rate` / (1 - `server_momentum`) is {gain:g}: so many times the mean update is what is added in "
+                "the end. Take 10 or less; plain averaging is 1"
+            )
         return self
 
 

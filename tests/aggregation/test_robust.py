@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from silotune.aggregation import robust
+from silotune.aggregation import robust, spool
 from silotune.aggregation.collectors import collector_of
 from silotune.aggregation.interface import Cohort, Contribution, Round, collect
 from silotune.aggregation.mean import plain
@@ -85,13 +85,21 @@ def test_equal_updates_are_their_own_aggregate():
         assert not flatten(run(collector, still, names=B).update).any()
 
 
-def test_the_trimmed_mean_is_that_of_the_values_in_between(monkeypatch):
-    monkeypatch.setattr(robust, "CHUNK", 7)
-    vectors = [np.random.default_rng(seed).normal(size=23).astype(np.float32) for seed in range(7)]
-    expected = np.sort(np.stack(vectors).astype(np.float64), axis=0)[2:5].mean(0)
-    assert robust.trimmed_mean(vectors, 0.3) == pytest.approx(expected, rel=1e-6)
-    median = robust.trimmed_mean(vectors, 0.49)
-    assert (median == np.median(np.stack(vectors), axis=0)).all()
+def test_the_trimmed_mean_is_that_of_the_values_in_between():
+    values = np.random.default_rng(0).normal(size=(7, 23)).astype(np.float32)
+    expected = np.sort(values.astype(np.float64), axis=0)[2:5].mean(0)
+    assert robust.trimmed_mean(values, 0.3) == pytest.approx(expected, rel=1e-6)
+    assert (robust.trimmed_mean(values, 0.49) == np.median(values, axis=0)).all()
+    assert np.isfinite(robust.trimmed_mean(values[:4], 0.4999999999)).all(), "something is always left"
+
+
+def test_it_is_the_same_in_pieces_of_any_size(monkeypatch):
+    found = updates(B, hostile=True)
+    for collector in (robust.clip, robust.trimmed(0.2)):
+        whole = flatten(run(collector, found, names=B).update)
+        monkeypatch.setattr(spool, "CHUNK", 7)
+        assert np.abs(flatten(run(collector, found, names=B).update) - whole).max() < 1e-9
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("collector", [robust.clip, robust.trimmed(0.2)])
@@ -107,13 +115,14 @@ def test_order_of_arrival_changes_no_bit_and_nothing_is_left_on_the_disk(collect
 
 def test_the_recipe_says_which():
     assert collector_of(FederationSettings()) is plain
-    assert collector_of(FederationSettings(robust="clip")) is robust.clip
+    assert collector_of(FederationSettings(robust="clip", minimum=3)) is robust.clip
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ({"trim": 0.3}, "`trim` and `robust = \"none\"` do not go together"),
+        ({"robust": "clip"}, "bounds nothing where 2 silos answer"),
         ({"robust": "trimmed"}, "numbers far apart may mean the same product"),
         ({"robust": "trimmed", "algorithm": "ffa"}, "say so with `weights = \"uniform\"`"),
         ({"robust": "trimmed", "algorithm": "ffa", "weights": "uniform", "minimum": 4}, "leaves out no value where 4"),

@@ -111,6 +111,19 @@ def test_an_option_that_would_change_nothing_is_refused(given, key):
         check_recipe({"federation": given}, "recipe")
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"server_optimizer": "adam", "server_rate": 2.0}, "the size of a step, of every number in every round"),
+        ({"server_optimizer": "momentum", "server_rate": 2.0}, "is 20: so many times the mean update"),
+        ({"server_optimizer": "adam", "server_beta2": 0.99999999}, "server_beta2"),
+    ],
+)
+def test_a_rate_that_was_meant_for_another_optimizer_is_refused(given, says):
+    with pytest.raises(Exception, match=says):
+        check_recipe({"federation": given}, "recipe")
+
+
 def test_options_that_are_given_take_the_place_of_the_defaults():
-    given = FederationSettings(server_optimizer="adam", server_rate=0.5, server_beta2=0.5)
-    assert given.server_options == {"rate": 0.5, "momentum": 0.9, "beta2": 0.5, "epsilon": 1e-5}
+    given = FederationSettings(server_optimizer="adam", server_rate=0.05, server_beta2=0.5)
+    assert given.server_options == {"rate": 0.05, "momentum": 0.9, "beta2": 0.5, "epsilon": 1e-5}

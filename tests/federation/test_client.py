@@ -73,7 +73,30 @@ def test_a_round_beyond_the_run_and_one_of_absurd_size_are_refused(make_recipe, 
     for round_ in (0, 3, 2**50):
         assert train(round_).failure == f"the server asks for round {round_}; the run has 2"
     said = train(1, steps=10**9, batch=10**9).failure
-    assert "a round would train on 1000000000000000000 rows, at most 10000000 are planned" in said
+    assert "a round would train on 1000000000000000000 rows, at most 1000000 are planned" in said
+
+
+def test_on_a_members_machine_nothing_is_told_of_a_few_rows(make_recipe, silos, tiny_base):
+    """By default a silo announces no held-out rows below eight, and refuses a job that asks for their loss, or for a round of one row."""
+    recipe = make_recipe()
+    job = _job(recipe).model_copy(update={"training": recipe.training.model_copy(update={"steps": 3})})
+    vector, described = pack(initial_adapter(adapter_spec(recipe), 0))
+
+    def ask(kind, config, **fields):
+        carried = (None, None) if kind in ("hello", "alone") else (vector, described)
+        return answer(Envelope("down", kind, {"job": job.model_dump_json(), **fields}, *carried), config)
+
+    node = {"data": str(silos / "ash"), "base": str(tiny_base), "threads": 1}
+    said = ask("hello", silo_of(node)).fields
+    assert (said["train_rows"], said["test_rows"], said["test_loss_tokens"]) == (9, 0, 0)
+    few = "held out are 3 rows, and this silo tells nothing of fewer than 8"
+    assert (
+        few in ask("evaluate", silo_of(node), round=0).failure and few in ask("alone", silo_of(node), rounds=1).failure
+    )
+    assert "a round would train on 6 rows, and this silo" in ask("train", silo_of(node), round=1).failure
+    allowed = silo_of(node | {"min-rows": 3})
+    assert ask("hello", allowed).fields["test_rows"] == 3
+    assert ask("evaluate", allowed, round=0).failure is None and ask("train", allowed, round=1).failure is None
 
 
 def test_failures_tell_files_and_lines_but_no_folders(make_recipe, silos, tiny_base):
@@ -110,9 +133,9 @@ def test_a_silos_own_folders_are_left_out_however_they_are_written(folder):
 def test_a_node_that_names_no_share_to_hold_out_takes_the_jobs(make_recipe, silos, tiny_base):
     (silos / "ash" / "test.jsonl").unlink()
     recipe = make_recipe(data={"holdout": 0.5})
-    from_node = silo_of({"data": str(silos / "ash"), "base": str(tiny_base), "threads": 1})
+    from_node = silo_of({"data": str(silos / "ash"), "base": str(tiny_base), "threads": 1, "min-rows": 1})
     assert answer(hello(recipe), from_node).fields["test_rows"] == 4
-    own = silo_of({"data": str(silos / "ash"), "base": str(tiny_base), "threads": 1, "holdout": 0.2})
+    own = silo_of({"data": str(silos / "ash"), "base": str(tiny_base), "threads": 1, "holdout": 0.2, "min-rows": 1})
     assert answer(hello(recipe), own).fields["test_rows"] == 2
 
 

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import pickle
 import shutil
 import struct
 
@@ -13,6 +15,7 @@ from silotune import cache
 from silotune.data.chat_template import PLAIN_TEMPLATE
 from silotune.errors import ModelError
 from silotune.model import base, embedded, gguf
+from silotune.model.stored import describe
 
 
 def test_device_and_dtype_that_are_not_here_are_refused(monkeypatch):
@@ -95,6 +98,32 @@ def test_a_damaged_folder_is_told_in_one_line(tiny_base, tmp_path, damage, says)
         base.load_tokenizer(str(folder))
         base.load_model(str(folder), base.place("cpu", "float32"))
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+class Runs:
+    """What does something as it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_weights_that_are_not_safetensors_are_never_read(tiny_base, tmp_path, index):
+    folder = shutil.copytree(tiny_base, tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    name = "pytorch_model-00001-of-00001.bin" if index else "pytorch_model.bin"
+    with (folder / name).open("wb") as file:
+        pickle.dump(Runs(tmp_path / "it ran"), file)
+    if index:
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ModelError, match="its weights are in torch's own format, which can run code"):
+        base.load_model(str(folder), base.place("cpu", "float32"))
+    with pytest.raises(ModelError, match=r"holds no weights; expected one of model\.safetensors"):
+        describe(str(folder), base.load_tokenizer(str(folder)))
+    assert not (tmp_path / "it ran").exists()
 
 
 def test_a_configuration_that_transformers_reads_but_cannot_build(tiny_base, tmp_path):

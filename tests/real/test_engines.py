@@ -169,7 +169,9 @@ def test_a_superlink_with_two_supernodes_over_tls_gives_the_bits_of_inline(
     helpers.run("train", path, "--out", tmp_path / "inline")
     deployment.superlink()
     for name in ("ash", "birch"):
-        deployment.supernode(f'data="{silos / name}" base="{tiny_base}" threads=1 ledger="{tmp_path / name}.jsonl"')
+        deployment.supernode(
+            f'data="{silos / name}" base="{tiny_base}" threads=1 min-rows=1 ledger="{tmp_path / name}.jsonl"'
+        )
     app = Path(silotune.federation.__file__).parent / "flower_app"
     said = deployment.flwr("run", app, "test", "--stream", "--run-config", f'recipe="{path}" out="{tmp_path}/deployed"')
     assert (tmp_path / "deployed" / "adapter").exists(), said + deployment.logs()

@@ -102,9 +102,9 @@ def apart(one, other):
     return max(float(np.abs(one[name] - other[name]).max()) for name in one)
 
 
-def assert_as_alone(resident, ways, settings=SETTINGS, within=1e-5):
+def assert_as_alone(resident, ways, settings=SETTINGS, within=1e-5, trainable=None):
     """Train the three silos in one pass and each alone, and hold the results and the totals against each other."""
-    given = list(parts(resident).values())
+    given = list(parts(resident, trainable).values())
     outcomes = beside(resident, ways, settings, given)
     for part in given:
         totals, adapter = outcomes[part.silo].result()
@@ -130,6 +130,16 @@ def test_in_float64_they_are_nearer_still(resident):
 @pytest.mark.parametrize("ways", [Ways(head=True, start=True), Ways(head=False, start=False)])
 def test_by_every_way_through_the_model(resident, ways):
     assert_as_alone(resident, ways, SETTINGS.model_copy(update={"batch": 3, "accumulation": 2}))
+
+
+@pytest.mark.parametrize("role", ["A", "B"])
+def test_where_one_factor_is_trained_and_held_near_its_start(resident, role):
+    trainable = resident.spec.with_role(role)
+    outcomes = assert_as_alone(resident, PLAIN, SETTINGS.model_copy(update={"proximal": 0.5}), trainable=trainable)
+    received = starts(resident)
+    for name in SILOS:
+        adapter = outcomes[name].adapter
+        assert {key for key in adapter if (adapter[key] != received[name][key]).any()} == trainable
 
 
 def test_with_kept_activations(tiny_base):

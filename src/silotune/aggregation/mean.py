@@ -1,7 +1,8 @@
 """The weighted mean of a round's updates, tensor by tensor.
 
-Guarantee. With weights w_k that sum to 1 over the silos that arrived, the update of each tensor is sum_k w_k U_k,
-rounded once to float32, the same bits in any order of arrival, with one accumulator whatever the number of silos.
+Guarantee. With weights w_k that sum to 1 over the silos that arrived, the update of each tensor is sum_k w_k U_k: each
+U_k rounded to multiples of 2^-45, the mean once to float32; the same bits in any order of arrival, with one accumulator
+whatever the number of silos.
 
 | case                          | result                                      |
 | ----------------------------- | ------------------------------------------- |

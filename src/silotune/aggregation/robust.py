@@ -28,22 +28,18 @@ from silotune.aggregation.mean import averaged
 from silotune.aggregation.spool import spooled
 from silotune.model.adapter import AdapterSpec, unflatten
 
-CHUNK = 1 << 18
-"""Numbers that are sorted at a time."""
-
 
 def clip(round_: Round) -> Generator[Ask, Iterator[Contribution], Aggregate | None]:
     """The weighted mean of updates whose norms are clipped at their median."""
     spec = AdapterSpec.of(round_.adapter).only(round_.trainable)
     with spooled(spec) as spool:
-        norms = {
-            contribution.silo: float(np.linalg.norm(spool.add(contribution).astype(np.float64)))
-            for contribution in (yield Ask("train"))
-        }
-        if not norms:
+        for contribution in (yield Ask("train")):
+            spool.add(contribution)
+            del contribution  # while the next one is waited for
+        if not spool.norms:
             return None
-        median = float(np.median(list(norms.values())))
-        scale = {silo: min(1.0, median / norm) if norm > 0 else 1.0 for silo, norm in norms.items()}
+        median = float(np.median(list(spool.norms.values())))
+        scale = {silo: min(1.0, median / norm) if norm > 0 else 1.0 for silo, norm in spool.norms.items()}
         return averaged(round_, spool.contributions(scale))
 
 
@@ -55,22 +51,20 @@ def trimmed(share: float) -> Collector:
         with spooled(spec) as spool:
             for contribution in (yield Ask("train")):
                 spool.add(contribution)
+                del contribution  # while the next one is waited for
             if not spool.weights:
                 return None
-            update = trimmed_mean(spool.vectors(), share)
+            update = np.concatenate([trimmed_mean(values, share) for values in spool.chunks()])
         return Aggregate(unflatten(update, spec), None, tuple(sorted(spool.weights)))
 
     return collector
 
 
-def trimmed_mean(vectors: list[NDArray[np.float32]], share: float) -> NDArray[np.float32]:
-    """The trimmed mean of each number of K vectors (size,), summed in float64 from the smallest to the largest."""
-    left_out = int(share * len(vectors) + 1e-9)
-    result = np.empty(vectors[0].shape, np.float32)
-    for start in range(0, len(result), CHUNK):
-        values = np.sort(np.stack([vector[start : start + CHUNK] for vector in vectors]), axis=0)
-        total = np.zeros(values.shape[1])
-        for value in values[left_out : len(values) - left_out]:
-            total += value
-        result[start : start + CHUNK] = total / (len(values) - 2 * left_out)
-    return result
+def trimmed_mean(values: NDArray[np.float32], share: float) -> NDArray[np.float32]:
+    """The trimmed mean over K silos, (K, numbers) to (numbers,), summed from the smallest to the largest."""
+    count = len(values)
+    left_out = min(int(share * count + 1e-9), (count - 1) // 2)
+    total = np.zeros(values.shape[1])
+    for value in np.sort(values, axis=0)[left_out : count - left_out]:
+        total += value
+    return (total / (count - 2 * left_out)).astype(np.float32)

@@ -1,7 +1,7 @@
 """A round's updates on the disk, for rules that must see all of them before they can use one."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from silotune.aggregation.interface import Contribution
 from silotune.model.adapter import AdapterSpec, flatten, unflatten
 
+CHUNK = 1 << 18
+"""Numbers of each update that are worked on at a time."""
+
 
 @dataclass
 class Spool:
@@ -20,26 +23,41 @@ class Spool:
     folder: Path
     spec: AdapterSpec
     weights: dict[str, int] = field(default_factory=dict)
-    _files: dict[str, Path] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
+    """Euclidean, over all numbers of an update."""
 
-    def add(self, contribution: Contribution) -> NDArray[np.float32]:
-        """Keep an update; returns it as one vector (spec.size,)."""
-        vector = flatten({name: np.asarray(value, np.float32) for name, value in contribution.update.items()})
-        path = self.folder / f"{len(self.weights)}.npy"
-        np.save(path, vector)
-        self.weights[contribution.silo], self._files[contribution.silo] = contribution.weight, path
-        return vector
+    def add(self, contribution: Contribution) -> None:
+        """Keep an update."""
+        vector = flatten(contribution.update)
+        vector.tofile(self._file(contribution.silo, len(self.weights)))
+        self.norms[contribution.silo] = _norm(vector)
+        self.weights[contribution.silo] = contribution.weight
 
-    def vectors(self) -> list[NDArray[np.float32]]:
-        """All updates, memory-mapped, in the order of the silos' names."""
-        return [np.load(self._files[silo], mmap_mode="r") for silo in sorted(self._files)]
+    def _file(self, silo: str, number: int | None = None) -> Path:
+        return self.folder / f"{list(self.weights).index(silo) if number is None else number}.bin"
 
-    def contributions(self, scale: dict[str, float]) -> Iterator[Contribution]:
+    def chunks(self) -> Iterator[NDArray[np.float32]]:
+        """(silos, numbers) of all updates, some numbers after another; silos are in the order of their names."""
+        files = [self._file(silo) for silo in sorted(self.weights)]
+        for start in range(0, self.spec.size, CHUNK):
+            yield np.stack([np.fromfile(file, np.float32, CHUNK, offset=4 * start) for file in files])
+
+    def contributions(self, scale: Mapping[str, float]) -> Iterator[Contribution]:
         """The updates again, in the order of the silos' names, each times a factor."""
-        for silo in sorted(self._files):
-            vector = np.load(self._files[silo])
-            scaled = vector if scale[silo] == 1.0 else (vector * np.float64(scale[silo])).astype(np.float32)
-            yield Contribution(silo, unflatten(scaled, self.spec), self.weights[silo])
+        for silo in sorted(self.weights):
+            vector = np.fromfile(self._file(silo), np.float32)
+            vector *= np.float32(scale[silo])
+            yield Contribution(silo, unflatten(vector, self.spec), self.weights[silo])
+            del vector
+
+
+def _norm(vector: NDArray[np.float32]) -> float:
+    """Summed in float64, a chunk at a time."""
+    squares = 0.0
+    for start in range(0, len(vector), CHUNK):
+        chunk = vector[start : start + CHUNK].astype(np.float64)
+        squares += float(chunk @ chunk)
+    return float(np.sqrt(squares))
 
 
 @contextmanager

@@ -49,26 +49,27 @@ def orthonormal_rows(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """Gram-Schmidt on the rows of a matrix (r, n) of full rank, r <= n, each row twice.
 
     A QR of LAPACK's would round otherwise on another processor. Here every sum is taken in an order that is written
-    down (`_sum`), so that IEEE's rules alone decide each bit.
+    down (`_sums`), so that IEEE's rules alone decide each bit.
     """
     rows = np.zeros_like(matrix)
     for number, row in enumerate(matrix):
+        done = rows[:number]
         for _ in range(2):  # twice is enough: Giraud, Langou, Rozložník, van den Eshof, Numer. Math. 101 (2005)
-            for before in rows[:number]:
-                row = row - _sum(before * row) * before
-        rows[number] = row / np.sqrt(_sum(row * row))
+            for share, before in zip(_sums(done * row), done, strict=True):
+                row = row - share * before
+        rows[number] = row / np.sqrt(_sums(row[None] * row[None]))
     return rows
 
 
-def _sum(values: NDArray[np.float64]) -> np.float64:
-    """The sum of a vector, halves added until one number is left."""
-    size = 1 << (len(values) - 1).bit_length()
-    padded = np.zeros(size)
-    padded[: len(values)] = values
+def _sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sums of the rows of a matrix, halves added until one number of each is left."""
+    size = 1 << (values.shape[1] - 1).bit_length()
+    padded = np.zeros((len(values), size))
+    padded[:, : values.shape[1]] = values
     while size > 1:
         size //= 2
-        padded = padded[:size] + padded[size:]
-    return np.float64(padded[0])
+        padded = padded[:, :size] + padded[:, size:]
+    return padded[:, 0]
 
 
 def trainable(spec: AdapterSpec, round_: int) -> frozenset[str]:

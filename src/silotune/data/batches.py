@@ -16,7 +16,7 @@ from silotune.errors import DataError
 from silotune.settings import TrainingSettings
 
 DEFAULT_STEPS = 20
-MOST_ROWS = 10_000_000
+MOST_ROWS = 1_000_000
 """Rows of a round at most, counted each time that they are trained on: the plan of a round is held in memory."""
 
 

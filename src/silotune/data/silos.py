@@ -252,6 +252,8 @@ class SiloConfig:
     keep_mib: int = 1024
     threads: int = 0
     """Torch threads; 0: all cores."""
+    min_rows: int = 0
+    """It tells no loss of fewer rows than these, and trains on no fewer in a round."""
     ledger: Path | None = None
     """Where the silo itself notes what leaves it."""
     scratch: Path | None = None

@@ -1,9 +1,11 @@
 """The models that a run is held against: the base, each silo alone, all text pooled, and the federation again.
 
 What is the same for all of them: the base, the adapter's shape and its start (drawn from the seed), a silo's rows, the
-batch, the learning rate and its course over the whole training, and an optimizer that starts anew each round.
+batch, the learning rate and its course over the whole training, and an optimizer that starts anew each round. Alone and
+pooled are trained plainly, the whole adapter in every round, whatever the run's method: it is what a silo, or whoever
+had all the text, could do without a federation.
 
-alone       a federation of one silo, plainly averaged, for as many rounds as that silo took part in: so many steps
+alone       a federation of one silo, for as many rounds as that silo took part in: so many steps
 pooled      one model on all silos' rows, for as many optimizer steps as all silos together took in the federation: it
             sees as many rows as they all did, and its tokens are noted beside it
 federated   the run's own adapter; with another seed or with fewer rows the same federation, run again in this process
@@ -148,7 +150,7 @@ def alone(ground: Ground, silo: str, seed: int, rounds: int, rows: int = 0, step
     old = ground.recipe.federation
     plain = FederationSettings(minimum=1, engine="inline", threads=old.threads, round_timeout=old.round_timeout,
                                join_timeout=old.join_timeout)  # fmt: skip
-    training = _with_steps(ground.recipe.training, steps).model_copy(update={"rounds": max(1, rounds)})
+    training = _with_steps(ground.recipe.training, steps).model_copy(update={"rounds": max(1, rounds), "proximal": 0.0})
     recipe = ground.recipe.model_copy(update={"federation": plain, "training": training, "seed": seed})
     return _federation(ground, f"alone:{silo}", recipe, [silo], rows)
 
@@ -177,6 +179,7 @@ def pooled(ground: Ground, seed: int, together: Spent) -> Model:
     """
     rounds = ground.recipe.training.rounds
     training = _with_steps(ground.recipe.training, max(1, round(together.steps / rounds)))
+    training = training.model_copy(update={"proximal": 0.0})
     recipe = ground.recipe.model_copy(update={"training": training, "seed": seed})
     names = sorted(ground.silos)
 

@@ -17,10 +17,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 import silotune
 from silotune import algorithms
+from silotune.data.batches import plan_round
 from silotune.data.corpus import Corpus, leaks_of, load_corpus, reading_of
 from silotune.data.files import printable
 from silotune.data.seeds import derive
@@ -43,6 +45,8 @@ SILOS_VARIABLE, SCRATCH_VARIABLE = "SILOTUNE_SILOS", "SILOTUNE_SCRATCH"
 """In a simulation: the recipe on this machine that names the virtual silos, and the folder of their progress."""
 
 
+MIN_ROWS = 8
+"""On a member's machine, where its node says nothing else: a loss, or an update, of fewer rows tells of single ones."""
 TRAINED: ContextVar[Mapping[tuple[str, int], Callable[[], tuple[Any, Any]]]] = ContextVar("trained")
 """Silos of this process that have been trained in a round already, beside others (`together`): by name and round, what
 gives the totals and the adapter, or raises why there are none."""
@@ -53,7 +57,7 @@ def silo_of(node_config: Mapping[str, Any]) -> SiloConfig:
 
     Node configuration of a SuperNode: `data` (a silo's folder or its NAME.train.*) and optionally `silo` (its name),
     `base` (where the base model lies), `threads`, `device`, `dtype`, `holdout`, `ledger`, `fields` (what the fields
-    of rows are: "prompt=q,response=a"), `text-rows`, `drop-leaks`, `keep`, `keep-mib`.
+    of rows are: "prompt=q,response=a"), `text-rows`, `drop-leaks`, `keep`, `keep-mib`, `min-rows`.
 
     Raises:
         InputError: neither is there, or a key is unknown or of the wrong type.
@@ -80,6 +84,7 @@ def _virtual_silos(recipe: str, scratch: str | None) -> tuple[SiloConfig, ...]:
 NODE_KEYS: Mapping[str, type] = {
     "data": str, "silo": str, "base": str, "threads": int, "device": str, "dtype": str, "holdout": float, "ledger": str,
     "fields": str, "text-rows": str, "drop-leaks": bool, "keep": str, "keep-mib": int,
+    "min-rows": int,
 }  # fmt: skip
 
 
@@ -106,6 +111,7 @@ def _from_node(node_config: Mapping[str, Any]) -> SiloConfig:
         keep=settings.model.keep,
         keep_mib=settings.model.keep_mib,
         threads=settings.federation.threads or 0,
+        min_rows=max(0, given.get("min-rows", MIN_ROWS)),
         ledger=Path(given["ledger"]) if "ledger" in given else None,
     )
 
@@ -232,6 +238,9 @@ def _hello(request: Envelope, silo: SiloConfig) -> Envelope:
     train, test = work.corpus.train, work.corpus.test
     for file, fields in {**test.store.described.unused, **train.store.described.unused}.items():
         logger.warning("%s: fields that are not read: %s", printable(file), ", ".join(map(printable, fields)))
+    tested = test.rows >= silo.min_rows
+    if not tested:
+        logger.warning("%d rows are held out, fewer than min-rows = %d: no loss is told", test.rows, silo.min_rows)
     profile = Profile(
         silo=silo.files.name,
         fingerprint=work.tuner.fingerprint,
@@ -240,9 +249,9 @@ def _hello(request: Envelope, silo: SiloConfig) -> Envelope:
         train_tokens=train.tokens,
         train_loss_tokens=train.loss_tokens,
         train_cut=train.shortened,
-        test_rows=len(test),
-        test_loss_tokens=test.loss_tokens,
-        test_cut=test.shortened,
+        test_rows=len(test) if tested else 0,
+        test_loss_tokens=test.loss_tokens if tested else 0,
+        test_cut=test.shortened if tested else 0,
         text_bytes=train.text_bytes + test.text_bytes,
         threads=silo.threads or cores(),
         version=silotune.__version__,
@@ -266,6 +275,9 @@ def _train(request: Envelope, silo: SiloConfig) -> Envelope:
     work = prepare(request, silo)
     if not 1 <= work.round <= work.job.training.rounds:
         raise InputError(f"the server asks for round {work.round}; the run has {work.job.training.rounds}")
+    plan = plan_round(work.job.training, work.corpus.train.lengths, work.job.seed, silo.files.name, work.round)
+    chosen = [example for step in plan for examples in step for example in examples]
+    _require_rows(len(np.unique(work.corpus.train.row_of[chosen])), "a round would train on", silo)
     before = received(request, work)
     already = TRAINED.get({}).get((silo.files.name, work.round))
     trainable = trainable_in(work)
@@ -300,11 +312,18 @@ def _trained(work: Work, adapter: AdapterState, trainable: frozenset[str]) -> tu
     return totals, lora.take(work.tuner.model)
 
 
+def _require_rows(rows: int, what: str, silo: SiloConfig) -> None:
+    """Refuse to tell of so few rows that a figure, or an update, would be one of single rows."""
+    if rows < silo.min_rows:
+        raise InputError(f"{what} {rows} rows, and this silo tells nothing of fewer than {silo.min_rows} (min-rows)")
+
+
 def _evaluate(request: Envelope, silo: SiloConfig) -> Envelope:
     from silotune.model import lora
     from silotune.training.evaluation import evaluate
 
     work = prepare(request, silo)
+    _require_rows(work.corpus.test.rows, "held out are", silo)
     lora.put(work.tuner.model, received(request, work))
     score = evaluate(work.tuner, work.ways, work.corpus.test, lambda: work.progress())
     fields: dict[str, Scalar] = {
@@ -328,7 +347,8 @@ def _alone(request: Envelope, silo: SiloConfig) -> Envelope:
     work, rounds = prepare(request, silo), int(request.fields["rounds"])
     if not 1 <= rounds <= work.job.training.rounds:
         raise InputError(f"the server asks for {rounds} rounds alone; the run has {work.job.training.rounds}")
-    training = work.job.training.model_copy(update={"rounds": rounds})
+    _require_rows(work.corpus.test.rows, "held out are", silo)
+    training = work.job.training.model_copy(update={"rounds": rounds, "proximal": 0.0})
     work = replace(work, job=work.job.model_copy(update={"training": training}))
     adapter: AdapterState = initial_adapter(work.tuner.spec, derive(work.job.seed, "adapter"))
     steps = tokens = loss_tokens = 0

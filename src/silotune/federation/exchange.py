@@ -17,7 +17,7 @@ from silotune.federation.progress import call_off
 from silotune.federation.run import RunFolder
 from silotune.privacy import ledger
 from silotune.privacy.ledger import Entry
-from silotune.wire.envelope import Envelope, shown
+from silotune.wire.envelope import Envelope, Kind, shown
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
 """Seconds between two looks for answers: short at first and after each answer, then longer."""
@@ -53,7 +53,7 @@ class Asked:
     node: int
     name: str
     """Of the silo; empty where it is not known yet."""
-    request: Envelope
+    kind: Kind
     round: int
     bytes: int
     seconds: float
@@ -75,6 +75,8 @@ class Line:
     """Whether silos answer one after another, in this process, while their answers are looked for."""
     late: dict[str, Asked] = field(default_factory=dict)
     """Messages that nobody waits for any more, by identifier."""
+    unreadable: set[str] = field(default_factory=set)
+    """Messages of which an answer could not be pulled once."""
 
 
 def exchange(
@@ -129,7 +131,7 @@ def send(
         for identifier in line.grid.push_messages([message]):
             if identifier:
                 until = time.monotonic() + seconds
-                waiting[identifier] = Asked(node, name, request, round_, entry.bytes, seconds, until)
+                waiting[identifier] = Asked(node, name, request.kind, round_, entry.bytes, seconds, until)
                 _book(line, entry)
     return waiting
 
@@ -146,8 +148,13 @@ def unnamed(node: int) -> str:
 
 def arrivals(line: Line, waiting: dict[str, Asked]) -> Iterator[Answer]:
     """Take out of `waiting` what has arrived and what is overdue."""
-    yield from look(line, waiting)
-    yield from overdue(line, waiting)
+    quiet = True
+    for answer in look(line, waiting):
+        quiet = False
+        yield answer
+        del answer
+    if quiet:  # else what has come while these were worked on is looked for first
+        yield from overdue(line, waiting)
 
 
 def look(line: Line, waiting: dict[str, Asked]) -> Iterator[Answer]:
@@ -158,8 +165,10 @@ def look(line: Line, waiting: dict[str, Asked]) -> Iterator[Answer]:
     identifiers = [*waiting, *line.late]
     for wanted in [identifiers] if line.in_turn else [[identifier] for identifier in identifiers]:
         began = time.monotonic()
-        for identifier, reply in _pulled(line, wanted):
-            took = time.monotonic() - began if line.in_turn else 0.0
+        replies = _pulled(line, wanted)
+        took = time.monotonic() - began if line.in_turn else 0.0
+        while replies:
+            identifier, reply = replies.pop(0)
             if (asked := waiting.pop(identifier, None)) is not None:
                 in_time = took <= asked.seconds
                 answer = _open(line, reply, asked, late=not in_time)
@@ -168,8 +177,11 @@ def look(line: Line, waiting: dict[str, Asked]) -> Iterator[Answer]:
                 _open(line, reply, asked, late=True)
 
 
-def _pulled(line: Line, identifiers: Sequence[str]) -> Iterator[tuple[str, Message | None]]:
+def _pulled(line: Line, identifiers: Sequence[str]) -> list[tuple[str, Message | None]]:
     """What has arrived for these messages, by their identifiers; None for an answer that cannot be read.
+
+    An answer says itself which message it is to; what is to another than was asked for is passed over. Of a message
+    that cannot be pulled it is not certain that its own answer is at fault: it is, if that happens again.
 
     Raises:
         Exception: the connection is lost, or, where silos answer in this process, whatever is raised there.
@@ -179,10 +191,12 @@ def _pulled(line: Line, identifiers: Sequence[str]) -> Iterator[tuple[str, Messa
     except Exception as error:
         if line.in_turn or _of_the_connection(error):
             raise
-        yield identifiers[0], None  # Flower has handed it over, so it would not come again
-        return
-    for reply in replies:
-        yield reply.metadata.reply_to_message_id, reply
+        (identifier,) = identifiers
+        again = identifier in line.unreadable
+        line.unreadable.add(identifier)
+        return [(identifier, None)] if again else []
+    named = [(reply.metadata.reply_to_message_id, reply) for reply in replies]
+    return [(identifier, reply) for identifier, reply in named if identifier in identifiers]
 
 
 def _of_the_connection(error: Exception) -> bool:
@@ -199,7 +213,7 @@ def overdue(line: Line, waiting: dict[str, Asked]) -> list[Answer]:
     for identifier, asked in over.items():
         line.late[identifier] = waiting.pop(identifier)
         if line.venue.scratch is not None and asked.name:
-            call_off(line.venue.scratch, asked.name, asked.round, asked.request.kind)
+            call_off(line.venue.scratch, asked.name, asked.round, asked.kind)
     return [Answer(asked.node, None, _too_late(asked), asked.bytes, 0) for asked in over.values()]
 
 
@@ -219,7 +233,7 @@ def _open(line: Line, reply: Message | None, asked: Asked, late: bool) -> Answer
     """Enter an answer in the ledger and say what it is. Whatever goes wrong in reading it is its own fault."""
     if reply is not None and reply.has_error():
         return Answer(asked.node, None, _error_text(reply), asked.bytes, 0)
-    kind, name, opened = asked.request.kind, asked.name or unnamed(asked.node), None
+    kind, name, opened = asked.kind, asked.name or unnamed(asked.node), None
     try:
         if reply is None:
             raise AdmissionError(UNREADABLE)

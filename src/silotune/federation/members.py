@@ -234,7 +234,7 @@ def _join(federation: Federation, node: int, profile: Profile) -> None:
     """
     before = federation.profiles.get(profile.silo)
     if before is not None and _kept(before) != _kept(profile):
-        if federation.began:
+        if federation.began or not federation.venue.fixed:  # a node that anybody may start ends no run
             raise AdmissionError("it holds other rows or another base model than when it joined first")
         if federation.resumed:
             raise RunError(f"silo {profile.silo!r} holds other rows or another base model than when this run began.")

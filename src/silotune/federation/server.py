@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -85,13 +86,12 @@ def opened(
 def _run(federation: Federation, saved: Saved | None) -> ServerState:
     recipe, spec = federation.recipe, federation.spec
     federation.tell("start", rounds=recipe.training.rounds, done=saved.state.round if saved else 0,
-                    parameters=spec.size, adapter_bytes=4 * spec.size)  # fmt: skip
+                    parameters=spec.size, adapter_bytes=4 * federation.method.sent(spec).size)  # fmt: skip
+    # Before anybody is waited for: a method may find that the settings do not fit it.
+    state = saved.state if saved else ServerState(0, federation.method.start(spec, derive(recipe.seed, "adapter")))
     assemble(federation, max(federation.venue.expected, recipe.federation.minimum), recipe.federation.join_timeout)
     if saved is None:
-        state = ServerState(0, federation.method.start(spec, derive(recipe.seed, "adapter")))
         _finish_round(federation, state, None, {}, time.monotonic())
-    else:
-        state = saved.state
     while state.round < recipe.training.rounds:
         state = _round(federation, state)
     return state
@@ -133,17 +133,21 @@ def choose_cohort(names: list[str], share: float, minimum: int, seed: int, round
 
 
 def bounded(weights: Mapping[str, int], most: float) -> dict[str, int]:
-    """Weights of which none is more than a share of their sum, where more than two silos take part.
+    """Weights of which none is more than a share of the sum of those that are asked, where those are more than two.
 
     What is beyond it is clipped to the largest weight that keeps to the share: silos declare their own counts.
     """
-    if len(weights) < 3 or most * len(weights) < 1:
+    if len(weights) < 3:
         return dict(weights)
-    ordered = sorted(weights.values(), reverse=True)
-    # With the n largest clipped to c: c = most (n c + the sum of the others). The first n that leaves no other above c.
-    bounds = (math.floor(most * sum(ordered[n:]) / (1 - most * n) + 1e-9) for n in range(len(ordered)))
-    bound = next(bound for bound, largest in zip(bounds, ordered, strict=True) if largest <= bound)
-    return {name: min(weight, bound) for name, weight in weights.items()}
+    ordered, share, bound = sorted(weights.values(), reverse=True), Fraction(str(most)), 0
+    for clipped, largest in enumerate(ordered):
+        if share * clipped >= 1:
+            break
+        # With the largest clipped to c: c = share (clipped c + the sum of the others).
+        bound = math.floor(share * sum(ordered[clipped:]) / (1 - share * clipped))
+        if largest <= bound:
+            return {name: min(weight, bound) for name, weight in weights.items()}
+    return dict.fromkeys(weights, ordered[-1])  # no weights keep to a share below an equal one
 
 
 def _weight(profile: Profile, how: str) -> int:
@@ -232,12 +236,13 @@ def _contributions(
         name = names[answer.node]
         line = silo_line(state.round + 1, name, cohort.weights[name], answer.bytes_down, answer.bytes_up)
         try:
-            contribution = _admit(federation, name, cohort.weights[name], answer, expected)
+            contribution = _admit(federation, name, cohort.weights[name], answer, expected, state.adapter)
             line["train"] = dict(answer.content.fields) if answer.content else None
             lines[name] = line
             federation.tell("answered", silo=name, round=state.round + 1, **line["train"], bytes_up=answer.bytes_up,
                             bytes_down=answer.bytes_down)  # fmt: skip
             yield contribution
+            del contribution, answer  # while the next one is decoded
         except AdmissionError as error:
             reason = shown(str(error))
             lines[name] = line | {"status": "left out", "reason": reason}
@@ -250,8 +255,12 @@ def _with_adapter(federation: Federation, kind: Kind, round_: int, adapter: Adap
     return Envelope("down", kind, {"job": federation.job, "round": round_}, vector, described)
 
 
-def _admit(federation: Federation, name: str, weight: int, answer: Answer, expected: AdapterSpec) -> Contribution:
+def _admit(
+    federation: Federation, name: str, weight: int, answer: Answer, expected: AdapterSpec, adapter: AdapterState
+) -> Contribution:
     """Turn an answer into a contribution, if it holds the tensors that are expected.
+
+    What the silo has come to must be an adapter that the others would take; then so is any mean of such adapters.
 
     Raises:
         AdmissionError: there is none, or it must not be used.
@@ -266,7 +275,10 @@ def _admit(federation: Federation, name: str, weight: int, answer: Answer, expec
     if int(fields["loss_tokens"]) > int(fields["tokens"]):
         raise AdmissionError("it trained on more response tokens than tokens")
     assert answer.content.vector is not None and answer.content.manifest is not None
-    return Contribution(name, manifest.unpack(answer.content.vector, answer.content.manifest, expected), weight)
+    update = manifest.unpack(answer.content.vector, answer.content.manifest, expected)
+    if any(float(np.abs(adapter[tensor] + change).max()) > manifest.MAX_MAGNITUDE for tensor, change in update.items()):
+        raise AdmissionError(f"its adapter holds a number beyond {manifest.MAX_MAGNITUDE:g}")
+    return Contribution(name, update, weight)
 
 
 # ------------------------------------------------------------------------------------ after the round

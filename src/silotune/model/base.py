@@ -175,6 +175,12 @@ def _load(kind: str, location: str, **options: Any) -> Any:
         if local:
             if kind != "AutoConfig":
                 _load("AutoConfig", location)  # the other parts read it too: if it is wrong, that is what to say
+            if kind == "AutoModelForCausalLM" and any(Path(location).glob("pytorch_model*.bin")):
+                raise ModelError(
+                    f"model.base: {location}: its weights are in torch's own format, which can run code as it is read, "
+                    "and not in safetensors. Load them where you trust them, with transformers, and save them with "
+                    "save_pretrained."
+                ) from None
             raise ModelError(f"model.base: {location}: {PARTS[kind]} ({in_a_line(error)}).") from None
         raise ModelError(
             f"model.base: {location!r} is no embedded name, file or folder here, and could not be had from the "

@@ -6,7 +6,6 @@ bfloat16 or 4 bits, and however the weights are split over files.
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from silotune.errors import ModelError
 
 VALUES = 16
 """Values of each weight that the fingerprint covers."""
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Files of weights, in the order in which transformers prefers them."""
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+"""Files of weights, in the order in which transformers prefers them. Torch's own format can run code as it is read."""
 NOT_THE_MODEL = ("transformers_version", "dtype", "torch_dtype", "use_cache")
 """Keys of config.json that say how a model is loaded or by what it was written, not what it computes."""
 
@@ -83,13 +82,9 @@ def _weights(folder: Path, open_files: ExitStack) -> Iterator[tuple[str, Any]]:
     from safetensors import safe_open
 
     for path in _files(folder):
-        if path.suffix == ".safetensors":
-            shard = open_files.enter_context(safe_open(path, framework="pt"))
-            for name in shard.keys():  # noqa: SIM118 - it is no mapping
-                yield name, lambda shard=shard, name=name: shard.get_tensor(name)
-        else:
-            for name, tensor in _torch_file(path).items():
-                yield name, lambda tensor=tensor: tensor
+        shard = open_files.enter_context(safe_open(path, framework="pt"))
+        for name in shard.keys():  # noqa: SIM118 - it is no mapping
+            yield name, lambda shard=shard, name=name: shard.get_tensor(name)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -101,15 +96,6 @@ def _files(folder: Path) -> list[Path]:
         if path.is_file():
             return [path]
     raise ModelError(f"model.base: {folder} holds no weights; expected one of {', '.join(WEIGHTS)}.")
-
-
-def _torch_file(path: Path) -> dict[str, Any]:
-    """The tensors of a file that torch wrote; `weights_only` lets nothing in it run."""
-    import torch
-
-    mapped = zipfile.is_zipfile(path)  # the format before torch 1.6 cannot be memory-mapped
-    found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
 
 
 def _sample(weight: Any) -> bytes:

@@ -15,14 +15,14 @@ class Flow:
     bytes: int = 0
     dtype: str | None = None
     """Of the numbers in the array; None where there was none."""
-    tensors: Sequence[tuple[str, Sequence[int]]] = ()
-    """Names and shapes in the last message that held an array."""
+    tensors: Sequence[Sequence[Any]] = ()
+    """Pairs of name and shape, of the arrays in all messages: a method may send other tensors in other rounds."""
     fields: set[str] = field(default_factory=set)
     """Names of what stood beside the array."""
 
     @property
     def numbers(self) -> int:
-        """Numbers in one array."""
+        """Numbers in them."""
         return sum(prod(shape) for _, shape in self.tensors)
 
     @property
@@ -70,8 +70,10 @@ class Traffic:
         flow.messages += 1
         flow.bytes += line["bytes"]
         flow.fields |= set(fields)
-        if line.get("tensors"):
-            flow.dtype, flow.tensors = line["dtype"], line["tensors"]
+        tensors = line.get("tensors")
+        if tensors and tensors != flow.tensors:
+            known = dict([*flow.tensors, *tensors])
+            flow.dtype, flow.tensors = line["dtype"], [[name, known[name]] for name in sorted(known)]
         if (direction, kind) == ("up", "hello"):
             reason = fields.get("failure") or fields.get("inadmissible")
             self.greeted[silo] = str(reason) if reason else None

@@ -182,18 +182,21 @@ def train_round(
     """
     import torch
 
+    from silotune.training.corrections import proximal
+
     model, pad = tuner.model, int(tuner.tokenizer.pad_token_id or 0)
     course = Course(examples, settings, seed, silo, round_, report)
     torch.manual_seed(derive(seed, "dropout", silo, round_))
     model.train()
     began = time.monotonic()
     with lora.trainable(model, tuner.spec.names if trainable is None else trainable) as tensors:
-        optimizer = make_optimizer(tensors, settings)
+        optimizer, correct = make_optimizer(tensors, settings), proximal(settings.proximal, tensors)
         try:
             for step in course.steps():
                 optimizer.zero_grad(set_to_none=True)
                 batches = [collate(rows, pad, tuner.device) for rows in step.passes]
                 loss = _differentiated(model, ways, step.loss_tokens, batches)
+                correct(tensors)
                 advance(optimizer, step.rate, settings.clip)
                 course.done(step, loss, time.monotonic() - began)
         finally:

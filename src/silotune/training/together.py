@@ -28,6 +28,7 @@ from silotune.model.adapter import AdapterState, initial_adapter
 from silotune.model.stacked import factors_like, stacked
 from silotune.model.tuner import Tuner
 from silotune.settings import TrainingSettings
+from silotune.training.corrections import Correction, proximal
 from silotune.training.forward import Ways, losses_and_correct
 from silotune.training.kept import drops_out, same
 from silotune.training.local import Course, Step, StepReport, TrainingTotals, advance, make_optimizer
@@ -78,6 +79,8 @@ class _Silo:
     steps: Iterator[Step]
     factors: dict[str, Tensor]
     optimizer: Any
+    trained: list[Tensor]
+    correct: Correction
     step: Step | None = None
     """That is next; None before the first and after the last."""
     seconds: float = 0.0
@@ -134,7 +137,8 @@ def _started(part: Part, tuned: Any, settings: TrainingSettings, seed: int, roun
     course = Course(part.examples, settings, seed, part.silo, round_, part.report)
     factors = factors_like(tuned, part.adapter, part.trainable)
     trained = [factor for name, factor in factors.items() if name in part.trainable]
-    silo = _Silo(course, course.steps(), factors, make_optimizer(trained, settings))
+    correct = proximal(settings.proximal, trained)
+    silo = _Silo(course, course.steps(), factors, make_optimizer(trained, settings), trained, correct)
     silo.attempt(silo.open)
     return silo
 
@@ -173,6 +177,7 @@ def _step(tuner: Tuner, ways: Ways, taken: Sequence[tuple[_Silo, Step]], clip: f
     with stacked(tuner.model, [silo.factors for silo, _ in taken]):
         losses = _differentiated(tuner.model, ways, [step.loss_tokens for _, step in taken], batches)
     for silo, step in taken:
+        silo.correct(silo.trained)
         advance(silo.optimizer, step.rate, clip)
     share = (time.monotonic() - began) / sum(step.tokens for _, step in taken)
     for (silo, step), loss in zip(taken, losses, strict=True):
