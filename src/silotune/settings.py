@@ -391,8 +391,8 @@ class FederationSettings(Section):
         gain = options["rate"] / (1 - options.get("momentum", 0.0))
         if self.server_optimizer in ("momentum", "nesterov") and gain > 10:
             raise ValueError(
-                f"`server_rate` / (1 - `server_momentum`) is {gain:g}: so many times the mean update is what is added in "
-                "the end. Take 10 or less; plain averaging is 1"
+                f"`server_rate` / (1 - `server_momentum`) is {gain:g}: so many times the mean update is what is added "
+                "in the end. Take 10 or less; plain averaging is 1"
             )
         return self
 

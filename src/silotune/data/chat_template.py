@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from silotune.data.pieces import ALONE, same_start
+from silotune.data.pieces import same_start
 from silotune.data.rows import THOUGHTS, Turn
 from silotune.errors import DataError
 from silotune.settings import SystemTurns
@@ -335,8 +335,7 @@ def _with_prompt(template: str, header: str) -> str:
 
 def first_tokens(tokenizer: Any) -> list[int]:
     """The token that every text begins with, if the tokenizer writes one."""
-    with ALONE:
-        begins = tokenizer("a")["input_ids"][0]
+    begins = tokenizer("a")["input_ids"][0]
     return [begins] if begins == tokenizer.bos_token_id else []
 
 

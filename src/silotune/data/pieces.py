@@ -12,7 +12,6 @@ tokenizer as it is, and so do all texts with tokenizers outside the library; the
 
 import bisect
 import re
-import threading
 from array import array
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -29,8 +28,6 @@ PLACES = re.compile(r"(?<=[^\W_])(?=[\s,.;:!?、。，！？；：।])")
 """Where most pre-tokenizers cut, whatever stands before and after."""
 TRIES = 16
 """Places that are tried in a piece."""
-ALONE = threading.RLock()
-"""Held while a tokenizer works: how it takes a text is set in the tokenizer itself, and one call uses all cores."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +49,15 @@ class Coder:
 
     @contextmanager
     def ready(self) -> Iterator[Any]:
-        """The library's tokenizer, which cuts nothing and adds nothing; other threads wait for it."""
+        """The library's tokenizer, which cuts nothing and adds nothing."""
         backend = self.backend
-        with ALONE:
-            backend.no_truncation()
-            backend.no_padding()
-            backend.encode_special_tokens = self.literal
-            try:
-                yield backend
-            finally:
-                backend.encode_special_tokens = False
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = self.literal
+        try:
+            yield backend
+        finally:
+            backend.encode_special_tokens = False
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str], literal: bool) -> "list[array[int]]":
@@ -172,8 +168,7 @@ def _batches(numbered: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, st
 def _encoded(coder: Coder, texts: list[str]) -> list[list[int]]:
     if coder.backend is None:
         tokenizer = coder.tokenizer
-        with ALONE:
-            return list(tokenizer(texts, add_special_tokens=False, split_special_tokens=coder.literal)["input_ids"])
+        return list(tokenizer(texts, add_special_tokens=False, split_special_tokens=coder.literal)["input_ids"])
     with coder.ready() as backend:
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 

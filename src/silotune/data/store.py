@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 from array import array
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -236,19 +235,16 @@ class _Index:
 def _read_and_encode(
     sources: Sequence[str], reading: Reading, tokenizer: Any, max_length: int, options: ChatOptions, seen: Seen
 ) -> Iterator[tuple[int, Row, list[Example]]]:
-    """Yield (number of the source, row, its examples).
-
-    Two blocks are tokenised while the next one is read: one is with the tokenizer, which leaves Python alone, while the
-    other is filled into the template or marked.
-    """
-    pending: deque[tuple[Block, Future[list[list[Example]]]]] = deque()
-    with ThreadPoolExecutor(2) as workers:
+    """Yield (number of the source, row, its examples); a block is tokenised while the next one is read."""
+    with ThreadPoolExecutor(1) as worker:
+        pending: tuple[Block, Future[list[list[Example]]]] | None = None
         for block in _blocks(read_rows(sources, reading, seen)):
-            pending.append((block, workers.submit(encode, tokenizer, [row for _, row in block], max_length, options)))
-            if len(pending) > 2:
-                yield from _encoded(sources, *pending.popleft())
-        while pending:
-            yield from _encoded(sources, *pending.popleft())
+            following = block, worker.submit(encode, tokenizer, [row for _, row in block], max_length, options)
+            if pending is not None:
+                yield from _encoded(sources, *pending)
+            pending = following
+        if pending is not None:
+            yield from _encoded(sources, *pending)
 
 
 def _encoded(

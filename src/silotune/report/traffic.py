@@ -72,7 +72,7 @@ class Traffic:
         flow.fields |= set(fields)
         tensors = line.get("tensors")
         if tensors and tensors != flow.tensors:
-            known = dict([*flow.tensors, *tensors])
+            known = {pair[0]: pair[1] for pair in (*flow.tensors, *tensors)}
             flow.dtype, flow.tensors = line["dtype"], [[name, known[name]] for name in sorted(known)]
         if (direction, kind) == ("up", "hello"):
             reason = fields.get("failure") or fields.get("inadmissible")
