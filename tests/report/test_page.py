@@ -129,7 +129,7 @@ def test_two_questions_two_numbers(run):
     assert "Not better off on their own held-out rows: silo1 (-0.200)" in parsed.text
     assert "Not better off on everybody's" not in parsed.text
     assert "training.rounds" in parsed.text and "federation.server_rate" in parsed.text
-    assert "A private adapter" in parsed.text and "has neither yet" in parsed.text
+    assert "A private adapter" in parsed.text and "has none yet" in parsed.text
     assert "at about 133 rows a silo" in parsed.text and "Odd &lt;thing&gt;." in text
     rows = cells(text, "Every model on every silo's rows")
     assert rows[0] == ["rows of", "base", "federated", "pooled", "silo0 alone", "silo1 alone"]

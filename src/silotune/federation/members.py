@@ -230,11 +230,12 @@ def _join(federation: Federation, node: int, profile: Profile) -> None:
 
     Raises:
         AdmissionError: its base or rows cannot be accepted.
-        RunError: the run is being resumed, and it holds something else than before.
+        RunError: the run is being resumed where all text is, and it holds something else than before.
     """
     before = federation.profiles.get(profile.silo)
     if before is not None and _kept(before) != _kept(profile):
-        if federation.began or not federation.venue.fixed:  # a node that anybody may start ends no run
+        # Where anybody may start a node, none ends a run; where all text is on this machine, it has been changed.
+        if federation.began or (federation.resumed and not federation.venue.fixed):
             raise AdmissionError("it holds other rows or another base model than when it joined first")
         if federation.resumed:
             raise RunError(f"silo {profile.silo!r} holds other rows or another base model than when this run began.")
