@@ -26,8 +26,7 @@ demo: setup      ## three invented organisations tune one model together, in a f
 	@$(BIN)/silotune demo
 
 test: setup      ## all tests, on a random small model and on the real one
-	@$(SPREAD) -m "not real"
-	@$(BIN)/python -m pytest -m real
+	@$(SPREAD)
 
 test-fast: setup ## the tests that need no real processes and no real model
 	@$(SPREAD) -m "not real"

@@ -24,9 +24,15 @@ def start(*arguments: object, cwd: Path | None = None, env: dict[str, str] | Non
     )  # fmt: skip
 
 
-def run(*arguments: object, code: int = 0, cwd: Path | None = None, seconds: float = PATIENCE) -> str:
+def run(
+    *arguments: object,
+    code: int = 0,
+    cwd: Path | None = None,
+    seconds: float = PATIENCE,
+    env: dict[str, str] | None = None,
+) -> str:
     """Run the command line to its end and return what it printed."""
-    process = start(*arguments, cwd=cwd)
+    process = start(*arguments, cwd=cwd, env=env)
     try:
         out, err = process.communicate(timeout=seconds)
     finally:

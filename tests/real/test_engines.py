@@ -29,15 +29,13 @@ def recipe_file(make_recipe, tmp_path):
 
 
 def test_simulation_gives_the_bits_of_inline_and_leaves_no_process(recipe_file, tmp_path):
-    before = {process.pid for process in psutil.process_iter()}
+    mark = {"SILOTUNE_TEST": str(tmp_path)}  # other tests' processes may be about
     helpers.run("train", recipe_file, "--out", tmp_path / "inline")
-    helpers.run("train", recipe_file, "--out", tmp_path / "simulation", "--set", "federation.engine=simulation")
+    helpers.run(
+        "train", recipe_file, "--out", tmp_path / "simulation", "--set", "federation.engine=simulation", env=mark
+    )
     assert helpers.adapter(tmp_path / "inline") == helpers.adapter(tmp_path / "simulation")
-    left = [
-        p
-        for p in psutil.process_iter(["cmdline"])
-        if p.pid not in before and "ray" in " ".join(p.info["cmdline"] or [])
-    ]
+    left = [p for p in psutil.process_iter(["environ"]) if mark.items() <= (p.info["environ"] or {}).items()]
     assert not helpers.gone(left, 10)
     metrics = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("inline", "simulation")]
     assert len(metrics[0]) == len(metrics[1])
