@@ -94,6 +94,8 @@ def test_on_a_members_machine_nothing_is_told_of_a_few_rows(make_recipe, silos, 
         few in ask("evaluate", silo_of(node), round=0).failure and few in ask("alone", silo_of(node), rounds=1).failure
     )
     assert "a round would train on 6 rows, and this silo" in ask("train", silo_of(node), round=1).failure
+    with pytest.raises(InputError, match="min-rows must be 0 or more"):
+        silo_of(node | {"min-rows": -1})
     allowed = silo_of(node | {"min-rows": 3})
     assert ask("hello", allowed).fields["test_rows"] == 3
     assert ask("evaluate", allowed, round=0).failure is None and ask("train", allowed, round=1).failure is None

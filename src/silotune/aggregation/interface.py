@@ -32,7 +32,7 @@ class Round:
     """What a collector knows of a round before it asks."""
 
     adapter: AdapterState
-    """That the silos start from."""
+    """The whole adapter that the silos start from."""
     trainable: frozenset[str]
     """Names of its tensors that are trained."""
     cohort: Cohort
@@ -63,7 +63,7 @@ class Aggregate:
     """What a round's updates came to."""
 
     update: AdapterState
-    """Of the tensors that the round trained."""
+    """What the server optimizer is given, for each tensor that the round trained."""
     e_agg: float | None
     """Aggregation error relative to the round's change; see `model.algebra.aggregation_error`. None: not known."""
     silos: tuple[str, ...]

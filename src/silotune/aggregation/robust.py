@@ -32,10 +32,7 @@ from silotune.model.adapter import AdapterSpec, unflatten
 def clip(round_: Round) -> Generator[Ask, Iterator[Contribution], Aggregate | None]:
     """The weighted mean of updates whose norms are clipped at their median."""
     spec = AdapterSpec.of(round_.adapter).only(round_.trainable)
-    with spooled(spec) as spool:
-        for contribution in (yield Ask("train")):
-            spool.add(contribution)
-            del contribution  # while the next one is waited for
+    with spooled(spec, (yield Ask("train"))) as spool:
         if not spool.norms:
             return None
         median = float(np.median(list(spool.norms.values())))
@@ -48,10 +45,7 @@ def trimmed(share: float) -> Collector:
 
     def collector(round_: Round) -> Generator[Ask, Iterator[Contribution], Aggregate | None]:
         spec = AdapterSpec.of(round_.adapter).only(round_.trainable)
-        with spooled(spec) as spool:
-            for contribution in (yield Ask("train")):
-                spool.add(contribution)
-                del contribution  # while the next one is waited for
+        with spooled(spec, (yield Ask("train"))) as spool:
             if not spool.weights:
                 return None
             update = np.concatenate([trimmed_mean(values, share) for values in spool.chunks()])

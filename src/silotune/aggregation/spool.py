@@ -1,7 +1,7 @@
 """A round's updates on the disk, for rules that must see all of them before they can use one."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ class Spool:
 
     folder: Path
     spec: AdapterSpec
+    files: dict[str, Path] = field(default_factory=dict)
     weights: dict[str, int] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)
     """Euclidean, over all numbers of an update."""
@@ -29,23 +30,21 @@ class Spool:
     def add(self, contribution: Contribution) -> None:
         """Keep an update."""
         vector = flatten(contribution.update)
-        vector.tofile(self._file(contribution.silo, len(self.weights)))
-        self.norms[contribution.silo] = _norm(vector)
+        file = self.folder / f"{len(self.files)}.bin"
+        vector.tofile(file)
+        self.files[contribution.silo], self.norms[contribution.silo] = file, _norm(vector)
         self.weights[contribution.silo] = contribution.weight
-
-    def _file(self, silo: str, number: int | None = None) -> Path:
-        return self.folder / f"{list(self.weights).index(silo) if number is None else number}.bin"
 
     def chunks(self) -> Iterator[NDArray[np.float32]]:
         """(silos, numbers) of all updates, some numbers after another; silos are in the order of their names."""
-        files = [self._file(silo) for silo in sorted(self.weights)]
+        files = [self.files[silo] for silo in sorted(self.files)]
         for start in range(0, self.spec.size, CHUNK):
             yield np.stack([np.fromfile(file, np.float32, CHUNK, offset=4 * start) for file in files])
 
     def contributions(self, scale: Mapping[str, float]) -> Iterator[Contribution]:
         """The updates again, in the order of the silos' names, each times a factor."""
-        for silo in sorted(self.weights):
-            vector = np.fromfile(self._file(silo), np.float32)
+        for silo in sorted(self.files):
+            vector = np.fromfile(self.files[silo], np.float32)
             vector *= np.float32(scale[silo])
             yield Contribution(silo, unflatten(vector, self.spec), self.weights[silo])
             del vector
@@ -61,7 +60,11 @@ def _norm(vector: NDArray[np.float32]) -> float:
 
 
 @contextmanager
-def spooled(spec: AdapterSpec) -> Iterator[Spool]:
-    """A spool for as long as it is needed."""
+def spooled(spec: AdapterSpec, contributions: Iterable[Contribution]) -> Iterator[Spool]:
+    """All updates of a round, for as long as they are needed."""
     with tempfile.TemporaryDirectory(prefix="silotune-updates-") as folder:
-        yield Spool(Path(folder), spec)
+        spool = Spool(Path(folder), spec)
+        for contribution in contributions:
+            spool.add(contribution)
+            del contribution  # while the next one is waited for
+        yield spool

@@ -101,10 +101,8 @@ def adam(rate: float, momentum: float, beta2: float, epsilon: float) -> ServerOp
         v = second * before["v"] + (one - second) * mean * mean
         t = before["t"] + one
         rounds = int(t[0])
-        unbiased, spread = (
-            m / np.float32(1 - float(first) ** rounds),
-            np.sqrt(v / np.float32(1 - float(second) ** rounds)),
-        )
+        unbiased = m / np.float32(1 - float(first) ** rounds)
+        spread = np.sqrt(v / np.float32(1 - float(second) ** rounds))
         added = np.asarray(np.float32(rate) * unbiased / (spread + np.float32(epsilon)), np.float32)
         return added, {"m": m, "v": v, "t": t}
 

@@ -83,8 +83,7 @@ def _virtual_silos(recipe: str, scratch: str | None) -> tuple[SiloConfig, ...]:
 
 NODE_KEYS: Mapping[str, type] = {
     "data": str, "silo": str, "base": str, "threads": int, "device": str, "dtype": str, "holdout": float, "ledger": str,
-    "fields": str, "text-rows": str, "drop-leaks": bool, "keep": str, "keep-mib": int,
-    "min-rows": int,
+    "fields": str, "text-rows": str, "drop-leaks": bool, "keep": str, "keep-mib": int, "min-rows": int,
 }  # fmt: skip
 
 
@@ -95,6 +94,8 @@ def _from_node(node_config: Mapping[str, Any]) -> SiloConfig:
             raise InputError(f"node configuration: unknown key {key!r}; there are {', '.join(NODE_KEYS)}")
         if type(value) is not NODE_KEYS[key]:
             raise InputError(f"node configuration: {key} must be {NODE_KEYS[key].__name__}")
+    if given.get("min-rows", 0) < 0:
+        raise InputError("node configuration: min-rows must be 0 or more")
     found = find_silos(given.pop("data"))
     if len(found) != 1:
         raise InputError(f"node configuration: data must be one silo's, it holds {len(found)}")
@@ -111,7 +112,7 @@ def _from_node(node_config: Mapping[str, Any]) -> SiloConfig:
         keep=settings.model.keep,
         keep_mib=settings.model.keep_mib,
         threads=settings.federation.threads or 0,
-        min_rows=max(0, given.get("min-rows", MIN_ROWS)),
+        min_rows=given.get("min-rows", MIN_ROWS),
         ledger=Path(given["ledger"]) if "ledger" in given else None,
     )
 
@@ -275,9 +276,10 @@ def _train(request: Envelope, silo: SiloConfig) -> Envelope:
     work = prepare(request, silo)
     if not 1 <= work.round <= work.job.training.rounds:
         raise InputError(f"the server asks for round {work.round}; the run has {work.job.training.rounds}")
-    plan = plan_round(work.job.training, work.corpus.train.lengths, work.job.seed, silo.files.name, work.round)
-    chosen = [example for step in plan for examples in step for example in examples]
-    _require_rows(len(np.unique(work.corpus.train.row_of[chosen])), "a round would train on", silo)
+    if silo.min_rows:
+        plan = plan_round(work.job.training, work.corpus.train.lengths, work.job.seed, silo.files.name, work.round)
+        chosen = [example for step in plan for examples in step for example in examples]
+        _require_rows(len(np.unique(work.corpus.train.row_of[chosen])), "a round would train on", silo)
     before = received(request, work)
     already = TRAINED.get({}).get((silo.files.name, work.round))
     trainable = trainable_in(work)

@@ -84,7 +84,7 @@ class AdapterSpec:
 
     @property
     def names(self) -> frozenset[str]:
-        """Of all tensors."""
+        """The names of all tensors."""
         return frozenset(name for name, _ in self.shapes)
 
     def with_role(self, role: Role) -> frozenset[str]:
