@@ -99,3 +99,15 @@ def test_an_update_of_the_other_factor_is_left_out(train, monkeypatch, method):
     monkeypatch.setattr(client, "trainable_in", lambda work: work.tuner.spec.names)
     with pytest.raises(silotune.errors.FederationError, match=r"0 of 3 updates could be used.*tensors are unknown"):
         train(method)
+
+
+@pytest.mark.parametrize(
+    ("method", "federation"),
+    [("fedavg", {"robust": "clip", "minimum": 3}),
+     ("ffa", {"robust": "trimmed", "trim": 0.34, "weights": "uniform", "minimum": 3})],
+)  # fmt: skip
+def test_robust_aggregation_is_what_a_recipe_asks_for(train, method, federation):
+    run, plain = train(method, **federation), train(method, "plain", minimum=3)
+    rounds = [line for line in run.metrics() if line["silo"] is None]
+    assert rounds[-1]["evaluation"]["loss"] < rounds[0]["evaluation"]["loss"]
+    assert any((adapter_of(run)[name] != value).any() for name, value in adapter_of(plain).items())
