@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import sys
+from pathlib import Path
 from typing import IO, TextIO
 
 from silotune.errors import OutputError
@@ -99,7 +100,7 @@ def end(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OutputError, OSError, ValueError):
             stream.flush()
-    for descriptor in (1, 2):  # what is still held back must not fail once more when Python ends
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+        for descriptor in (1, 2):  # what is still held back must not fail once more when Python ends
+            os.dup2(nowhere.fileno(), descriptor)
     sys.exit(code)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from silotune import cache
 from silotune.data.files import printable, require_file
 from silotune.data.hub import identity
+from silotune.data.mapped import mapped, mapped_raw
 from silotune.data.readers import place
 from silotune.data.reading import Reading, Seen, read_rows
 from silotune.data.rows import Row
@@ -307,10 +308,8 @@ def _opened(folder: Path, max_length: int, options: ChatOptions) -> Store:
     told = json.loads((folder / "described.json").read_text(encoding="utf-8"))
     unused = {name: tuple(fields) for name, fields in told["unused"].items()}
     described = Described(told["shape"], unused, tuple(told["labels"]), told["pairs"])
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-    tokens = int(arrays["offsets"][-1])
-    ids = np.memmap(folder / "ids.bin", np.int32, "r") if tokens else np.zeros(0, np.int32)
-    answered = np.memmap(folder / "answered.bin", np.bool_, "r") if tokens else np.zeros(0, np.bool_)
+    arrays = {name: mapped(folder / f"{name}.npy") for name in ARRAYS}
+    ids, answered = mapped_raw(folder / "ids.bin", np.int32), mapped_raw(folder / "answered.bin", np.bool_)
     return Store(described, ids, answered, **arrays, max_length=max_length, options=options)
 
 
