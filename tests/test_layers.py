@@ -12,7 +12,7 @@ import silotune
 ROOT = Path(silotune.__file__).parent
 LAYERS = {
     "errors": 0, "streams": 0, "settings": 0, "recipe": 0, "reference": 0, "cache": 0, "atomic": 0, "data": 1, "model": 1, "training": 2, "wire": 2, "privacy": 2, "algorithms": 2, "aggregation": 2,
-    "federation": 3, "report": 4, "serving": 4, "demo": 4, "api": 5, "commands": 5, "flower": 5, "cli": 5, "__init__": 5, "": 5,
+    "silo": 3, "federation": 3, "report": 4, "serving": 4, "demo": 4, "api": 5, "commands": 5, "flower": 5, "cli": 5, "__init__": 5, "": 5,
 }  # fmt: skip
 INSIDE_A_LAYER = {
     ("privacy", "wire"),
@@ -23,6 +23,7 @@ INSIDE_A_LAYER = {
     ("reference", "settings"),
     ("cli", "commands"),
     ("model", "data"),
+    ("federation", "silo"),
 }
 """Rooms of one layer that may know each other, one way."""
 ONLY = {"flwr": {"federation", "flower"}, "ray": {"federation"}, "peft": {"model"}, "typer": {"cli", "commands"}}

@@ -22,7 +22,7 @@ from rich.table import Table
 
 import silotune
 from silotune import streams
-from silotune.commands import compare, evaluate, export, generate, report, serve, watch
+from silotune.commands import compare, evaluate, export, generate, member, report, serve, watch
 from silotune.commands.options import AsJson
 from silotune.data.files import printable
 from silotune.errors import OutputError, SilotuneError
@@ -150,6 +150,7 @@ app.command()(compare.compare)
 app.command()(evaluate.evaluate)
 app.command()(report.report)
 app.command()(watch.watch)
+app.add_typer(member.app, name="silo")
 
 
 # ------------------------------------------------------------------------------------------- showing

@@ -28,6 +28,11 @@ ServerOptimizerName = Literal["plain", "momentum", "nesterov", "adam"]
 """What becomes of a round's mean update."""
 
 
+CodecName = Literal["float32", "bfloat16", "int8"]
+"""A module of `silotune.wire.codecs` each."""
+RunIdentity = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+
+
 class Section(BaseModel):
     """A frozen part of a recipe that refuses keys it does not know."""
 
@@ -400,8 +405,10 @@ class FederationSettings(Section):
 class WireSettings(Section):
     """How an adapter travels."""
 
-    codec: Literal["float32"] = "float32"
-    """Numbers on the wire."""
+    codec: CodecName = "float32"
+    """Numbers on the wire, both ways: `float32` as they are; `bfloat16` in half the bytes; `int8` in a quarter, rounded
+    by a draw, where what is lost of an update is added to the silo's next one. For that a silo on a machine of its own
+    needs a `memory`."""
 
 
 class EvaluationSettings(Section):
@@ -490,6 +497,8 @@ class Job(Section):
     """The part of a recipe that a silo is sent: no path of anybody's machine, no setting of the server."""
 
     name: RunName
+    run: RunIdentity
+    """The run's own, drawn when it was made: what a silo remembers of one run is never used in another."""
     seed: Seed
     base: Annotated[str, Field(min_length=1, max_length=256)]
     """An embedded name or a hub id, or `local` where every silo holds the base in a place of its own."""
@@ -500,3 +509,4 @@ class Job(Section):
     holdout: Holdout
     """For a silo without a test file whose node does not say its own."""
     algorithm: AlgorithmName
+    codec: CodecName

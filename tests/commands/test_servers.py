@@ -1,6 +1,7 @@
 """`silotune serve` and `silotune watch` end well at Ctrl-C, at whatever moment it comes, and say what is in their way."""
 
 import json
+import logging
 import signal
 import socket
 
@@ -52,6 +53,15 @@ def test_ctrl_c_ends_a_server_well(call, run, monkeypatch, command, moment):
 def test_ctrl_c_before_there_is_a_server_is_that_of_any_command(call, run, monkeypatch, command, owner, name):
     press_at(monkeypatch, owner, name)
     assert call(command, run) == (130, "", "silotune: stopped.\n")
+
+
+def test_other_libraries_log_handlers_stay_open(call, run, monkeypatch):
+    """Setting up logging anew closes every handler of the process, and absl's closes the stream that it writes to."""
+    closed = []
+    handler = logging.StreamHandler()
+    monkeypatch.setattr(handler, "close", lambda: closed.append(True))
+    press_at(monkeypatch, uvicorn.Server, "startup")
+    assert call("serve", run, "--port", 0)[0] == 0 and not closed
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "127.0.0.2", "example.org", "127.0.0.1 ", ""])

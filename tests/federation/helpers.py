@@ -1,6 +1,7 @@
 """Runs of tiny federations, and a ClientApp that misbehaves on purpose."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def run(
     run_inline(
         lambda grid: (federate(grid, recipe, folder, venue, spec), None)[1],
         client or app.client_app,
-        crew.silos,
+        [replace(silo, memory=folder.path / "memory") for silo in crew.silos],
         recipe.federation.together,
     )
     return folder, events

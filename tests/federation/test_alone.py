@@ -222,7 +222,7 @@ def test_a_server_cannot_ask_for_more_than_the_run(run, rounds):
 def server_job(recipe):
     from silotune.federation.server import _job
 
-    return _job(recipe).model_dump_json()
+    return _job(recipe, "0" * 16).model_dump_json()
 
 
 def test_a_run_that_is_not_finished_is_refused(run):

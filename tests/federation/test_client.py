@@ -14,12 +14,13 @@ from silotune.federation.messages import FIELDS, TYPES, content
 from silotune.federation.result import adapter_spec
 from silotune.federation.server import _job
 from silotune.model.adapter import initial_adapter
+from silotune.wire.codecs.float32 import CODEC as FLOAT32
 from silotune.wire.envelope import Envelope
 from silotune.wire.manifest import pack
 
 
 def hello(recipe, **changes):
-    job = _job(recipe).model_copy(update=changes)
+    job = _job(recipe, "0" * 16).model_copy(update=changes)
     return Envelope("down", "hello", {"job": job.model_dump_json()})
 
 
@@ -42,7 +43,7 @@ def test_a_server_cannot_have_a_model_fetched_here(make_recipe):
 
 def test_a_job_that_cannot_be_used_is_refused(make_recipe):
     recipe = make_recipe()
-    for job in ("", "{}", "[]", _job(recipe).model_dump_json().replace('"r":2', '"r":-1')):
+    for job in ("", "{}", "[]", _job(recipe, "0" * 16).model_dump_json().replace('"r":2', '"r":-1')):
         reply = answer(Envelope("down", "hello", {"job": job}), silo(recipe))
         assert "the server's job cannot be used" in reply.failure
 
@@ -53,7 +54,7 @@ def test_a_job_that_cannot_be_used_is_refused(make_recipe):
      ("seed", 2**70), ("name", "x" * 65), ("name", "\x1b[2J"), ("base", "x" * 300)],
 )  # fmt: skip
 def test_every_field_of_a_job_has_the_recipes_own_bounds(make_recipe, field, value):
-    job = json.loads(_job(make_recipe()).model_dump_json()) | {field: value}
+    job = json.loads(_job(make_recipe(), "0" * 16).model_dump_json()) | {field: value}
     reply = answer(Envelope("down", "hello", {"job": json.dumps(job)}), silo(make_recipe()))
     assert "the server's job cannot be used" in reply.failure
 
@@ -62,10 +63,10 @@ def test_a_round_beyond_the_run_and_one_of_absurd_size_are_refused(make_recipe, 
     recipe = make_recipe()
     config = silo(recipe, base=str(tiny_base))
     spec = adapter_spec(recipe)
-    vector, described = pack(initial_adapter(spec, 0))
+    vector, described = pack(initial_adapter(spec, 0), FLOAT32)
 
     def train(round_, **changes):
-        job = _job(recipe).model_copy(update={"training": recipe.training.model_copy(update=changes)})
+        job = _job(recipe, "0" * 16).model_copy(update={"training": recipe.training.model_copy(update=changes)})
         return answer(
             Envelope("down", "train", {"job": job.model_dump_json(), "round": round_}, vector, described), config
         )
@@ -79,8 +80,8 @@ def test_a_round_beyond_the_run_and_one_of_absurd_size_are_refused(make_recipe, 
 def test_on_a_members_machine_nothing_is_told_of_a_few_rows(make_recipe, silos, tiny_base):
     """By default a silo announces no held-out rows below eight, and refuses a job that asks for their loss, or for a round of one row."""
     recipe = make_recipe()
-    job = _job(recipe).model_copy(update={"training": recipe.training.model_copy(update={"steps": 3})})
-    vector, described = pack(initial_adapter(adapter_spec(recipe), 0))
+    job = _job(recipe, "0" * 16).model_copy(update={"training": recipe.training.model_copy(update={"steps": 3})})
+    vector, described = pack(initial_adapter(adapter_spec(recipe), 0), FLOAT32)
 
     def ask(kind, config, **fields):
         carried = (None, None) if kind in ("hello", "alone") else (vector, described)

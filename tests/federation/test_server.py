@@ -12,6 +12,8 @@ import silotune
 from silotune.errors import DivergedError, FederationError, Interrupted, ModelError, RunError
 from silotune.federation import checkpoint, exchange, local, messages, server
 from silotune.federation.messages import ADAPTER, ARRAY, FIELDS, MANIFEST, VERSION
+from silotune.wire.codecs.bfloat16 import CODEC as BFLOAT16
+from silotune.wire.codecs.float32 import CODEC as FLOAT32
 from silotune.wire.manifest import pack, unpack
 
 
@@ -56,14 +58,14 @@ def broken(records):
     spec = messages.Manifest.from_json(records[MANIFEST]["json"]).spec
     arrays = {
         name: value.copy()
-        for name, value in unpack(vector, messages.Manifest.from_json(records[MANIFEST]["json"]), spec).items()
+        for name, value in unpack(vector, messages.Manifest.from_json(records[MANIFEST]["json"]), spec, FLOAT32).items()
     }
     first = next(iter(arrays))
 
-    def repacked(changed, dtype=np.float32):
-        new, described = pack(changed)
+    def repacked(changed, dtype=None, codec=FLOAT32):
+        new, described = pack(changed, codec)
         return {
-            ADAPTER: ArrayRecord({ARRAY: Array(new.astype(dtype))}),
+            ADAPTER: ArrayRecord({ARRAY: Array(new.astype(dtype or new.dtype))}),
             MANIFEST: ConfigRecord({"json": described.to_json()}),
         }
 
@@ -76,17 +78,19 @@ def broken(records):
         "inf": (repacked(arrays | {first: arrays[first] + np.inf}), "infinite"),
         "names": (repacked({name + "x": value for name, value in arrays.items()}), "missing"),
         "shape": (repacked(arrays | {first: arrays[first][:1]}), "has shape"),
-        "dtype": (repacked(arrays, np.float64), "dtype float64"),
-        "half": (repacked(arrays, np.float16), "dtype float16"),
+        "dtype": (repacked(arrays, np.float64), "numbers that are sent"),
+        "half": (repacked(arrays, np.float16), "numbers that are sent"),
         "size": (array(Array(np.zeros(vector.size * 9, np.float32))), "bytes, at most"),
         "short": (array(Array(vector[:-1])), "has shape"),
         "changed": (array(Array(vector + 1)), "digest"),
+        "other codec": (repacked(arrays, codec=BFLOAT16), "its codec is 'bfloat16', and that of this run float32"),
+        "bytes of another codec": (repacked(arrays, np.uint16), "dtype uint16"),
         "object": (array(Array("float32", (2,), "numpy.ndarray", b"\x93NUMPY junk")), "cannot be read"),
         "header that lies": (array(Array("float32", (1 << 50,), "numpy.ndarray", npy(f"({1 << 50},)"))), "header"),
         "header that lies little": (array(Array("float32", (2,), "numpy.ndarray", npy("(3,)"))), "header"),
         "header of objects": (array(Array("float32", (1,), "numpy.ndarray", npy("(1,)", "|O"))), "header"),
         "header of code": (array(Array("float32", (1,), "numpy.ndarray", npy("(" * 4000))), "cannot be read"),
-        "stype": (array(Array("float32", (2,), "pickle", b"x")), "expected float32"),
+        "stype": (array(Array("float32", (2,), "pickle", b"x")), "not one of NumPy's"),
         "two arrays": ({ADAPTER: ArrayRecord({ARRAY: Array(vector), "b": Array(vector)})}, "one array"),
         "no examples": ({FIELDS: ConfigRecord(fields | {"examples": 0})}, "it says it holds 0 rows"),
         "no steps": ({FIELDS: ConfigRecord(fields | {"steps": 0})}, "trained on nothing"),
@@ -495,8 +499,8 @@ def with_numbers(reply, request, number):
     """An answer in which every number of the update is this one."""
     vector, described = reply.content[ADAPTER][ARRAY].numpy(), reply.content[MANIFEST]["json"]
     manifest = messages.Manifest.from_json(described)
-    arrays = unpack(vector, manifest, manifest.spec)
-    new, told = pack({name: np.full_like(value, number) for name, value in arrays.items()})
+    arrays = unpack(vector, manifest, manifest.spec, FLOAT32)
+    new, told = pack({name: np.full_like(value, number) for name, value in arrays.items()}, FLOAT32)
     records = {ADAPTER: ArrayRecord({ARRAY: Array(new)}), MANIFEST: ConfigRecord({"json": told.to_json()})}
     return Message(RecordDict({**reply.content, **records}), reply_to=request)
 

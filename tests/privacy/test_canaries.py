@@ -93,13 +93,19 @@ def test_no_canary_in_messages_logs_checkpoints_metrics_or_report(
             seen += 1
 
     monkeypatch.setattr(app, "client_app", client_app(look))
-    recipe = make_recipe(data=planted)
+    recipe = make_recipe(data=planted, wire={"codec": "int8"})
     done = silotune.train(recipe, out=tmp_path / "run", watch=lambda event: states.append(repr(event)))
     assert seen == 2 * 3 * 6
     files = [path for path in done.path.rglob("*") if path.is_file()]
-    assert {"report.html", "metrics.jsonl", "ledger.jsonl", "log.txt", "README.md", "state.safetensors"} <= {
-        p.name for p in files
-    }
+    assert {
+        "report.html",
+        "metrics.jsonl",
+        "ledger.jsonl",
+        "log.txt",
+        "README.md",
+        "state.safetensors",
+        "round-0002.safetensors",
+    } <= {p.name for p in files}
     for path in files:
         find(path.read_bytes(), str(path))
     find("\n".join(states).encode(), "events")
@@ -122,7 +128,7 @@ def test_no_canary_in_any_file_of_a_simulation(make_recipe, planted, tmp_path, m
     stopped.suspend()
     seen = search(own_tmp, run)
     stopped.resume()
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=helpers.PATIENCE)
     assert process.returncode == 0, err + out
     find((out + err).encode(), "what was printed")
     assert any("session_" in path and "/logs/worker" in path for path in seen) and any(
@@ -182,7 +188,8 @@ def test_the_client_takes_no_path_from_the_server(make_recipe, tmp_path):
     from silotune.settings import Job
 
     assert set(Job.model_fields) == {
-        "name", "seed", "base", "lora", "max_length", "system", "training", "holdout", "algorithm",
+        "name", "run", "seed", "base", "lora", "max_length", "system", "training", "holdout", "algorithm",
+        "codec",
     }  # fmt: skip
     sent = []
     run(

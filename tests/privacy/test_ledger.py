@@ -56,7 +56,7 @@ def test_a_silos_own_ledger_has_its_failures_too(make_recipe, silos, tmp_path):
     def ask(node_config, change=lambda records: None):
         context = InlineGrid(None, [SiloConfig(find_silos(make_recipe().data.silos)[0])])._contexts[1]
         context.node_config = node_config
-        records = content(Envelope("down", "hello", {"job": _job(make_recipe()).model_dump_json()}))
+        records = content(Envelope("down", "hello", {"job": _job(make_recipe(), "0" * 16).model_dump_json()}))
         change(records)
         return handle(Message(records, 1, TYPES["hello"], group_id="0"), context, "hello").content[FIELDS]
 
@@ -86,7 +86,9 @@ def test_a_silo_keeps_a_ledger_of_its_own(make_recipe, tmp_path):
     files = find_silos(recipe.data.silos)[0]
     silo = SiloConfig(files, base=recipe.model.base, threads=1, ledger=tmp_path / "own.jsonl")
     grid = InlineGrid(None, [silo])
-    request = Message(content(Envelope("down", "hello", {"job": _job(recipe).model_dump_json()})), 1, TYPES["hello"])
+    request = Message(
+        content(Envelope("down", "hello", {"job": _job(recipe, "0" * 16).model_dump_json()})), 1, TYPES["hello"]
+    )
     reply = handle(request, grid._contexts[1], "hello")
     (line,) = [json.loads(text) for text in (tmp_path / "own.jsonl").read_text().splitlines()]
     assert (

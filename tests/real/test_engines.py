@@ -22,7 +22,8 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture
 def recipe_file(make_recipe, tmp_path):
-    recipe = make_recipe(training={"rounds": 3, "steps": 3}, federation={"workers": 2, "threads": 1})
+    recipe = make_recipe(training={"rounds": 3, "steps": 3}, federation={"workers": 2, "threads": 1},
+                         wire={"codec": "int8"})  # fmt: skip
     path = tmp_path / "recipe.toml"
     path.write_text(dump_recipe(recipe), encoding="utf-8")
     return path
@@ -37,15 +38,16 @@ def test_simulation_gives_the_bits_of_inline_and_leaves_no_process(recipe_file, 
     assert helpers.adapter(tmp_path / "inline") == helpers.adapter(tmp_path / "simulation")
     left = [p for p in psutil.process_iter(["environ"]) if mark.items() <= (p.info["environ"] or {}).items()]
     assert not helpers.gone(left, 10)
-    metrics = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("inline", "simulation")]
-    assert len(metrics[0]) == len(metrics[1])
-    assert [
-        line["sha256"] for line in silotune.open_run(tmp_path / "inline").folder.ledger() if line["direction"] == "down"
-    ][-3:] == [
-        line["sha256"]
-        for line in silotune.open_run(tmp_path / "simulation").folder.ledger()
-        if line["direction"] == "down"
-    ][-3:]
+    scored = [
+        [(line["round"], line["silo"], line["evaluation"] and line["evaluation"]["loss"]) for line in run.metrics()]
+        for run in (silotune.open_run(tmp_path / name) for name in ("inline", "simulation"))
+    ]
+    assert scored[0] == scored[1] and len(scored[0]) == 4 * 4
+    remembered = [
+        {path.name: path.read_bytes() for path in (tmp_path / name / "memory").glob("*/*/*")}
+        for name in ("inline", "simulation")
+    ]
+    assert remembered[0] == remembered[1] and len(remembered[0]) == 3
 
 
 # --------------------------------------------------------------------------------- a real deployment
@@ -161,14 +163,16 @@ def deployment(tmp_path):
 def test_a_superlink_with_two_supernodes_over_tls_gives_the_bits_of_inline(
     make_recipe, silos, tiny_base, tmp_path, deployment
 ):
-    recipe = make_recipe(data={"silos": ["silos/ash", "silos/birch"]}, federation={"silos": 2, "threads": 1})
+    recipe = make_recipe(data={"silos": ["silos/ash", "silos/birch"]}, federation={"silos": 2, "threads": 1},
+                         wire={"codec": "int8"})  # fmt: skip
     path = tmp_path / "recipe.toml"
     path.write_text(dump_recipe(recipe), encoding="utf-8")
     helpers.run("train", path, "--out", tmp_path / "inline")
     deployment.superlink()
     for name in ("ash", "birch"):
         deployment.supernode(
-            f'data="{silos / name}" base="{tiny_base}" threads=1 min-rows=1 ledger="{tmp_path / name}.jsonl"'
+            f'data="{silos / name}" base="{tiny_base}" threads=1 min-rows=1 ledger="{tmp_path / name}.jsonl" '
+            f'memory="{tmp_path / name}.memory"'
         )
     app = Path(silotune.federation.__file__).parent / "flower_app"
     said = deployment.flwr("run", app, "test", "--stream", "--run-config", f'recipe="{path}" out="{tmp_path}/deployed"')

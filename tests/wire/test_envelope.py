@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from silotune.errors import AdmissionError
+from silotune.wire.codecs.float32 import CODEC as FLOAT32
 from silotune.wire.envelope import CARRIES_ADAPTER, DECLARED, MAX_REASON, MAX_TEXT, Envelope, failure
 from silotune.wire.manifest import pack
 
@@ -14,7 +15,7 @@ def parts(direction, kind):
     fields = {name: VALUES[type_] for name, type_ in DECLARED[direction, kind].items()}
     if (direction, kind) not in CARRIES_ADAPTER:
         return fields, None, None
-    return fields, *pack({"a.lora_A.weight": np.ones((1, 2), np.float32)})
+    return fields, *pack({"a.lora_A.weight": np.ones((1, 2), np.float32)}, FLOAT32)
 
 
 @pytest.mark.parametrize(("direction", "kind"), DECLARED)

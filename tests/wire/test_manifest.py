@@ -9,6 +9,7 @@ import pytest
 from silotune.errors import AdmissionError
 from silotune.model.adapter import AdapterSpec
 from silotune.wire import manifest
+from silotune.wire.codecs.float32 import CODEC as FLOAT32
 from silotune.wire.manifest import Manifest, pack, unpack
 
 SPEC = AdapterSpec.of(
@@ -22,11 +23,11 @@ def adapter():
 
 
 def test_round_trip():
-    vector, described = pack(adapter())
+    vector, described = pack(adapter(), FLOAT32)
     assert vector.dtype == np.float32 and vector.shape == (SPEC.size,)
     again = Manifest.from_json(described.to_json())
     assert again == described
-    unpacked = unpack(vector, again, SPEC)
+    unpacked = unpack(vector, again, SPEC, FLOAT32)
     assert all((unpacked[name] == value).all() for name, value in adapter().items())
 
 
@@ -34,7 +35,7 @@ def packed(value=None, at=0):
     arrays = adapter()
     if value is not None:
         arrays["a.lora_A.weight"].flat[at] = value
-    return pack(arrays)
+    return pack(arrays, FLOAT32)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def packed(value=None, at=0):
 )
 def test_numbers_that_must_not_be_used(value, says):
     with pytest.raises(AdmissionError, match=says):
-        unpack(*packed(value), SPEC)
+        unpack(*packed(value), SPEC, FLOAT32)
 
 
 def shapes(**changes):
@@ -63,7 +64,7 @@ def shapes(**changes):
 def test_other_names_and_shapes(spec, says):
     vector, described = packed()
     with pytest.raises(AdmissionError, match=says):
-        unpack(vector, replace(described, spec=spec), SPEC)
+        unpack(vector, replace(described, spec=spec), SPEC, FLOAT32)
 
 
 def test_other_arrays():
@@ -77,9 +78,9 @@ def test_other_arrays():
         (-vector, "digest"),
     ):
         with pytest.raises(AdmissionError, match=says):
-            unpack(wrong, described, SPEC)
-    with pytest.raises(AdmissionError, match="unknown codec"):
-        unpack(vector, replace(described, codec="pickle"), SPEC)
+            unpack(wrong, described, SPEC, FLOAT32)
+    with pytest.raises(AdmissionError, match=r"its codec is .pickle., and that of this run float32"):
+        unpack(vector, replace(described, codec="pickle"), SPEC, FLOAT32)
 
 
 @pytest.mark.parametrize(

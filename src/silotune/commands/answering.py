@@ -51,7 +51,7 @@ def until_stopped(app: Any, listener: socket.socket, patience: int, tell: Callab
     import uvicorn
 
     server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False,
+        uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, lifespan="off", server_header=False,
                        timeout_graceful_shutdown=patience)
     )  # fmt: skip
     before = signal.signal(signal.SIGINT, server.handle_exit)  # uvicorn itself asks for it only when its loop runs

@@ -256,6 +256,8 @@ class SiloConfig:
     """It tells no loss of fewer rows than these, and trains on no fewer in a round."""
     ledger: Path | None = None
     """Where the silo itself notes what leaves it."""
+    memory: Path | None = None
+    """Where it keeps what it must remember from round to round; None: it remembers nothing."""
     scratch: Path | None = None
     """A folder on this machine where progress is shown and a wish to stop is read."""
 
@@ -267,7 +269,7 @@ class SiloConfig:
     def from_json(cls, text: str) -> "SiloConfig":
         """Read what `to_json` wrote."""
         values: dict[str, Any] = json.loads(text)
-        for key in ("leaks", "ledger", "scratch"):
+        for key in ("leaks", "ledger", "memory", "scratch"):
             values[key] = Path(values[key]) if values[key] else None
         reading = values.pop("reading")
         fields = tuple((meaning, name) for meaning, name in reading["fields"])

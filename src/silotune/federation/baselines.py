@@ -32,12 +32,13 @@ from silotune.federation import checkpoint, result
 from silotune.federation.checkpoint import Saved
 from silotune.federation.events import Event
 from silotune.federation.ground import Ground
+from silotune.federation.local import MEMORY
 from silotune.federation.metrics import silo_line
-from silotune.federation.run import RunFolder
+from silotune.federation.run import RunFolder, identify
 from silotune.model import lora
 from silotune.model.adapter import AdapterState, initial_adapter
 from silotune.model.base import place, published_name
-from silotune.settings import FederationSettings, Recipe, TrainingSettings
+from silotune.settings import FederationSettings, Recipe, TrainingSettings, WireSettings
 
 FORMAT = 1
 """Changes when the same training would come to another result, or is written down otherwise."""
@@ -151,7 +152,8 @@ def alone(ground: Ground, silo: str, seed: int, rounds: int, rows: int = 0, step
     plain = FederationSettings(minimum=1, engine="inline", threads=old.threads, round_timeout=old.round_timeout,
                                join_timeout=old.join_timeout)  # fmt: skip
     training = _with_steps(ground.recipe.training, steps).model_copy(update={"rounds": max(1, rounds), "proximal": 0.0})
-    recipe = ground.recipe.model_copy(update={"federation": plain, "training": training, "seed": seed})
+    changes = {"federation": plain, "training": training, "seed": seed, "wire": WireSettings()}
+    recipe = ground.recipe.model_copy(update=changes)
     return _federation(ground, f"alone:{silo}", recipe, [silo], rows)
 
 
@@ -203,10 +205,11 @@ def _federation(ground: Ground, name: str, recipe: Recipe, silos: list[str], row
         from silotune.federation.inline import run_inline
         from silotune.federation.server import federate
 
-        work.path.mkdir(parents=True, exist_ok=True)
+        identify(work)
         venue = replace(ground.venue, expected=len(silos), watch=_rounds_of(ground, name, recipe))
         spec, states = result.adapter_spec(recipe), list[ServerState]()
-        crew = [replace(ground.silos[silo], rows=rows) for silo in ground.silos if silo in silos]
+        memory = work.path / MEMORY
+        crew = [replace(ground.silos[silo], rows=rows, memory=memory) for silo in ground.silos if silo in silos]
         try:
             run_inline(
                 lambda grid: states.append(federate(grid, recipe, work, venue, spec, scored=False)), client_app, crew

@@ -35,7 +35,9 @@ from silotune.model.base import LOCAL, public_name
 from silotune.model.embedded import NAME as EMBEDDED
 from silotune.recipe import check_recipe, load_recipe, looks_like_path
 from silotune.settings import HUB, Job
-from silotune.wire import manifest
+from silotune.silo.memory import Memory
+from silotune.silo.outbound import written
+from silotune.wire import codecs, manifest
 from silotune.wire.envelope import Envelope, Kind, Scalar, failure
 from silotune.wire.profile import Alone, Profile
 
@@ -56,8 +58,9 @@ def silo_of(node_config: Mapping[str, Any]) -> SiloConfig:
     """The silo's configuration: from its node's configuration, or by its partition in a simulation.
 
     Node configuration of a SuperNode: `data` (a silo's folder or its NAME.train.*) and optionally `silo` (its name),
-    `base` (where the base model lies), `threads`, `device`, `dtype`, `holdout`, `ledger`, `fields` (what the fields
-    of rows are: "prompt=q,response=a"), `text-rows`, `drop-leaks`, `keep`, `keep-mib`, `min-rows`.
+    `base` (where the base model lies), `threads`, `device`, `dtype`, `holdout`, `ledger`, `memory` (a folder),
+    `fields` (what the fields of rows are: "prompt=q,response=a"), `text-rows`, `drop-leaks`, `keep`, `keep-mib`,
+    `min-rows`.
 
     Raises:
         InputError: neither is there, or a key is unknown or of the wrong type.
@@ -83,7 +86,7 @@ def _virtual_silos(recipe: str, scratch: str | None) -> tuple[SiloConfig, ...]:
 
 NODE_KEYS: Mapping[str, type] = {
     "data": str, "silo": str, "base": str, "threads": int, "device": str, "dtype": str, "holdout": float, "ledger": str,
-    "fields": str, "text-rows": str, "drop-leaks": bool, "keep": str, "keep-mib": int, "min-rows": int,
+    "memory": str, "fields": str, "text-rows": str, "drop-leaks": bool, "keep": str, "keep-mib": int, "min-rows": int,
 }  # fmt: skip
 
 
@@ -114,6 +117,7 @@ def _from_node(node_config: Mapping[str, Any]) -> SiloConfig:
         threads=settings.federation.threads or 0,
         min_rows=given.get("min-rows", MIN_ROWS),
         ledger=Path(given["ledger"]) if "ledger" in given else None,
+        memory=Path(given["memory"]).absolute() if "memory" in given else None,
     )
 
 
@@ -236,6 +240,7 @@ def _base(job: Job, silo: SiloConfig) -> str:
 
 def _hello(request: Envelope, silo: SiloConfig) -> Envelope:
     work = prepare(request, silo)
+    _memory(work)
     train, test = work.corpus.train, work.corpus.test
     for file, fields in {**test.store.described.unused, **train.store.described.unused}.items():
         logger.warning("%s: fields that are not read: %s", printable(file), ", ".join(map(printable, fields)))
@@ -268,7 +273,7 @@ def received(request: Envelope, work: Work) -> AdapterState:
     """
     assert request.vector is not None and request.manifest is not None
     spec, method = work.tuner.spec, algorithms.find(work.job.algorithm)
-    sent = manifest.unpack(request.vector, request.manifest, method.sent(spec))
+    sent = manifest.unpack(request.vector, request.manifest, method.sent(spec), codecs.find(work.job.codec))
     return method.whole(sent, spec, derive(work.job.seed, "adapter"))
 
 
@@ -281,10 +286,16 @@ def _train(request: Envelope, silo: SiloConfig) -> Envelope:
         chosen = [example for step in plan for examples in step for example in examples]
         _require_rows(len(np.unique(work.corpus.train.row_of[chosen])), "a round would train on", silo)
     before = received(request, work)
+    memory = _memory(work)
+    remembered = memory.before(work.round) if memory is not None else {}
     already = TRAINED.get({}).get((silo.files.name, work.round))
     trainable = trainable_in(work)
     totals, after = already() if already else _trained(work, before, trainable)
-    vector, described = manifest.pack({name: after[name] - before[name] for name in trainable})
+    update = {name: after[name] - before[name] for name in trainable}
+    draw = np.random.Generator(np.random.Philox(derive(work.job.seed, "codec", silo.files.name, work.round)))
+    leaving = written(update, codecs.find(work.job.codec), draw, remembered)
+    if memory is not None:
+        memory.keep(work.round, leaving.remembered)
     fields: dict[str, Scalar] = {
         "steps": totals.steps,
         "loss": totals.loss,
@@ -292,8 +303,25 @@ def _train(request: Envelope, silo: SiloConfig) -> Envelope:
         "loss_tokens": totals.loss_tokens,
         "examples": len(work.corpus.train),
         "seconds": totals.seconds,
+        "codec_error": leaving.codec_error,
     }
-    return Envelope("up", "train", fields, vector, described)
+    return Envelope("up", "train", fields, leaving.array, leaving.manifest)
+
+
+def _memory(work: Work) -> Memory | None:
+    """Where a silo remembers what the job asks it to; None where there is nothing to remember.
+
+    Raises:
+        InputError: there is something, and nowhere to keep it.
+    """
+    if not codecs.find(work.job.codec).feedback:
+        return None
+    if work.silo.memory is None:
+        raise InputError(
+            f'wire.codec = "{work.job.codec}" has a silo remember from round to round, and this one has no place for '
+            "that: name a folder with the node's `memory`"
+        )
+    return Memory(work.silo.memory, work.job.run, work.silo.files.name)
 
 
 def trainable_in(work: Work) -> frozenset[str]:

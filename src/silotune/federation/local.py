@@ -25,6 +25,8 @@ from silotune.model.base import load_tokenizer, locate, place
 from silotune.settings import Recipe
 
 LONGEST_NAME = 64
+MEMORY = "memory"
+"""The folder below a run's where the silos of a simulation remember."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class Crew:
     """What is odd about the base's chat template, and what was passed over."""
 
     def showing(self, scratch: Path) -> "Crew":
-        """The same crew, showing its progress in a folder."""
-        return replace(self, silos=tuple(replace(silo, scratch=scratch) for silo in self.silos))
+        """The same crew, showing its progress in a folder, and remembering beside it."""
+        memory = scratch.parent / MEMORY
+        return replace(self, silos=tuple(replace(silo, scratch=scratch, memory=memory) for silo in self.silos))
 
 
 def muster(recipe: Recipe) -> Crew:

@@ -18,6 +18,7 @@ from silotune.federation.exchange import Answer, Asked, Line, arrivals, not_sent
 from silotune.federation.run import RunFolder
 from silotune.model.adapter import AdapterSpec
 from silotune.settings import Recipe
+from silotune.wire.codecs.interface import Codec
 from silotune.wire.envelope import Envelope, shown
 from silotune.wire.profile import Profile
 
@@ -48,6 +49,7 @@ class Federation:
     venue: Venue
     spec: AdapterSpec
     method: Method
+    codec: Codec
     job: str
     resumed: bool
     """Whether it goes on from a saved state."""

@@ -1,6 +1,7 @@
 """Between envelopes and Flower's messages, and what a message weighs when serialised."""
 
 import io
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -58,8 +59,8 @@ def envelope(message: Message, direction: Direction, kind: Kind, most_bytes: int
     if not isinstance(arrays, ArrayRecord) or list(arrays) != [ARRAY] or not isinstance(manifest, ConfigRecord):
         raise AdmissionError("the adapter must be one array with its manifest")
     array = arrays[ARRAY]
-    if array.stype != "numpy.ndarray" or array.dtype != "float32":
-        raise AdmissionError(f"the array is of dtype {array.dtype[:20]}, expected float32")
+    if array.stype != "numpy.ndarray":
+        raise AdmissionError("the array is not one of NumPy's")
     if len(array.data) > most_bytes + NPY_HEADER_BYTES:
         raise AdmissionError(f"the array has {len(array.data)} bytes, at most {most_bytes} are expected")
     vector = _vector(array.data)
@@ -69,7 +70,11 @@ def envelope(message: Message, direction: Direction, kind: Kind, most_bytes: int
     return Envelope(direction, kind, dict(fields), vector, Manifest.from_json(text))  # type: ignore[arg-type]
 
 
-def _vector(data: bytes) -> NDArray[np.float32]:
+DTYPES = ("<f4", "<u2", "|u1")
+"""That a codec may have."""
+
+
+def _vector(data: bytes) -> NDArray[Any]:
     """The vector in a NumPy file, as a view of its bytes: nothing is allocated for what its header claims.
 
     Raises:
@@ -83,9 +88,9 @@ def _vector(data: bytes) -> NDArray[np.float32]:
     except Exception:  # what a header can raise depends on what it says
         raise AdmissionError("the array cannot be read") from None
     left = len(data) - stream.tell()
-    if dtype != np.dtype("<f4") or shape != (left // 4,) or left % 4:
-        raise AdmissionError("the array's header does not describe its bytes as a vector of float32")
-    return np.frombuffer(data, "<f4", offset=stream.tell())
+    if dtype.str not in DTYPES or shape != (left // dtype.itemsize,) or left % dtype.itemsize:
+        raise AdmissionError("the array's header does not describe its bytes as a vector of numbers that are sent")
+    return np.frombuffer(data, dtype, offset=stream.tell())
 
 
 def weigh(message: Message) -> tuple[int, str]:

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -103,6 +104,17 @@ class RunFolder:
         environment: dict[str, Any] = json.loads(self.environment_file.read_text(encoding="utf-8"))
         return environment
 
+    def identity(self) -> str:
+        """What tells this run from every other, hexadecimal: drawn when it was made.
+
+        Raises:
+            RunError: it was made by a release that drew none.
+        """
+        drawn = self.environment().get("run")
+        if not isinstance(drawn, str):
+            raise RunError(f"{self.environment_file}: names no `run`; another release made it. Start a new run.")
+        return drawn
+
     def add_metrics(self, line: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
         append_line(self.metrics_file, json.dumps(line, ensure_ascii=False))
@@ -144,6 +156,17 @@ def create(recipe: Recipe, path: Path) -> RunFolder:
     return run
 
 
+def identify(run: RunFolder) -> None:
+    """Draw the identity of a folder in which a federation is run that is no run of its own, once."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    if not run.environment_file.exists():
+        atomic.write_text(run.environment_file, json.dumps({"run": _drawn()}) + "\n")
+
+
+def _drawn() -> str:
+    return secrets.token_hex(8)
+
+
 def _free(run: RunFolder) -> bool:
     """Whether a run may be made here: nothing is here, or what a `create` that was cut short has left.
 
@@ -178,8 +201,9 @@ def reopen(path: Path, recipe: Recipe | None) -> RunFolder:
 
 
 def describe_environment(recipe: Recipe) -> dict[str, Any]:
-    """Versions and machine, without names of people or hosts."""
+    """The run's identity, versions and machine, without names of people or hosts."""
     return {
+        "run": _drawn(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

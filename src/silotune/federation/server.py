@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -31,7 +32,8 @@ from silotune.federation.run import RunFolder
 from silotune.model.adapter import AdapterSpec, AdapterState
 from silotune.model.base import public_name
 from silotune.settings import Job, Recipe
-from silotune.wire import manifest
+from silotune.wire import codecs, manifest
+from silotune.wire.codecs.interface import Codec
 from silotune.wire.envelope import Envelope, Kind, shown
 from silotune.wire.profile import Profile
 
@@ -72,7 +74,8 @@ def opened(
     # An update of the right size, and as much again: a wrong one is then refused for what it is.
     line = Line(grid, run, venue, most_bytes=8 * spec.size, in_turn=isinstance(grid, InlineGrid))
     federation = Federation(
-        line, recipe, run, venue, spec, algorithms.find(recipe.federation.algorithm), _job(recipe).model_dump_json(),
+        line, recipe, run, venue, spec, algorithms.find(recipe.federation.algorithm), codecs.find(recipe.wire.codec),
+        _job(recipe, run.identity()).model_dump_json(),
         resumed=saved is not None, profiles=profiles,
         base=next((profile.fingerprint for profile in profiles.values()), None),
     )  # fmt: skip
@@ -86,9 +89,11 @@ def opened(
 def _run(federation: Federation, saved: Saved | None) -> ServerState:
     recipe, spec = federation.recipe, federation.spec
     federation.tell("start", rounds=recipe.training.rounds, done=saved.state.round if saved else 0,
-                    parameters=spec.size, adapter_bytes=4 * federation.method.sent(spec).size)  # fmt: skip
+                    parameters=spec.size,
+                    adapter_bytes=federation.codec.bytes(federation.method.sent(spec).size))  # fmt: skip
     # Before anybody is waited for: a method may find that the settings do not fit it.
-    state = saved.state if saved else ServerState(0, federation.method.start(spec, derive(recipe.seed, "adapter")))
+    start = federation.method.start(spec, derive(recipe.seed, "adapter"))
+    state = saved.state if saved else sendable(ServerState(0, start), federation.method.sent(spec), federation.codec)
     assemble(federation, max(federation.venue.expected, recipe.federation.minimum), recipe.federation.join_timeout)
     if saved is None:
         _finish_round(federation, state, None, {}, time.monotonic())
@@ -97,9 +102,10 @@ def _run(federation: Federation, saved: Saved | None) -> ServerState:
     return state
 
 
-def _job(recipe: Recipe) -> Job:
+def _job(recipe: Recipe, identity: str) -> Job:
     return Job(
         name=recipe.name,
+        run=identity,
         seed=recipe.seed,
         base=public_name(recipe.model.base),
         lora=recipe.lora,
@@ -108,6 +114,7 @@ def _job(recipe: Recipe) -> Job:
         training=recipe.training,
         holdout=recipe.data.holdout,
         algorithm=recipe.federation.algorithm,
+        codec=recipe.wire.codec,
     )
 
 
@@ -195,12 +202,13 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
             f"round {round_}: {arrived} of {len(names)} updates could be used, federation.minimum asks for "
             f"{settings.minimum} ({why}); {checkpoint.reached(federation.run)}."
         )
-    after = optimizer_of(settings).apply(state, aggregate.update)
+    after = optimizer_of(settings).apply(unrounded(state), aggregate.update)
     if not all(np.isfinite(value).all() for value in after.adapter.values()):
         raise DivergedError(
             f"round {round_}: the new adapter is not finite; {checkpoint.reached(federation.run)}. Lower "
             "training.learning_rate and federation.server_rate, and start a new run."
         )
+    after = sendable(after, federation.method.sent(federation.spec), federation.codec)
     largest = max(float(np.abs(value).max()) for value in after.adapter.values())
     if largest > manifest.MAX_MAGNITUDE:
         raise DivergedError(
@@ -210,6 +218,31 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
         )
     _finish_round(federation, after, aggregate, lines, began)
     return after
+
+
+ROUNDING = "rounding/"
+"""Before the names of tensors, in the server's slots: what the codec took of the adapter."""
+
+
+def sendable(state: ServerState, sent: AdapterSpec, codec: Codec) -> ServerState:
+    """A state whose adapter is one that the codec can say: what silos start from, score, and are left with at the end.
+
+    What rounding takes of it is kept in the slots, and returned to it before the next round's update is applied.
+    """
+    if codec.lossless:
+        return state
+    exact = {name: state.adapter[name] for name in sent.names}
+    said = manifest.rounded(exact, codec)
+    lost = {ROUNDING + name: exact[name] - said[name] for name in exact}
+    return replace(state, adapter={**state.adapter, **said}, slots={**state.slots, **lost})
+
+
+def unrounded(state: ServerState) -> ServerState:
+    """The inverse of `sendable`."""
+    lost = {name.removeprefix(ROUNDING): value for name, value in state.slots.items() if name.startswith(ROUNDING)}
+    slots = {name: value for name, value in state.slots.items() if not name.startswith(ROUNDING)}
+    exact = {name: state.adapter[name] + value for name, value in lost.items()}
+    return replace(state, adapter={**state.adapter, **exact}, slots=slots)
 
 
 def _diverged(reason: str) -> bool:
@@ -251,7 +284,7 @@ def _contributions(
 
 def _with_adapter(federation: Federation, kind: Kind, round_: int, adapter: AdapterState) -> Envelope:
     sent = federation.method.sent(federation.spec)
-    vector, described = manifest.pack({name: adapter[name] for name in sent.names})
+    vector, described = manifest.pack({name: adapter[name] for name in sent.names}, federation.codec)
     return Envelope("down", kind, {"job": federation.job, "round": round_}, vector, described)
 
 
@@ -275,7 +308,7 @@ def _admit(
     if int(fields["loss_tokens"]) > int(fields["tokens"]):
         raise AdmissionError("it trained on more response tokens than tokens")
     assert answer.content.vector is not None and answer.content.manifest is not None
-    update = manifest.unpack(answer.content.vector, answer.content.manifest, expected)
+    update = manifest.unpack(answer.content.vector, answer.content.manifest, expected, federation.codec)
     if any(float(np.abs(adapter[tensor] + change).max()) > manifest.MAX_MAGNITUDE for tensor, change in update.items()):
         raise AdmissionError(f"its adapter holds a number beyond {manifest.MAX_MAGNITUDE:g}")
     return Contribution(name, update, weight)

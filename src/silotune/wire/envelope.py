@@ -11,7 +11,7 @@ A silo that cannot answer sends the one field `failure`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ Scalar = str | int | float
 Kind = Literal["hello", "train", "evaluate", "alone"]
 Direction = Literal["down", "up"]
 
-SCHEMA = 2
+SCHEMA = 3
 """Travels with every message; another number is refused on both sides."""
 MAX_TEXT = 1 << 16
 MAX_REASON = 500
@@ -44,6 +44,7 @@ DECLARED: Mapping[tuple[Direction, Kind], Mapping[str, type]] = {
         "loss_tokens": int,
         "examples": int,
         "seconds": float,
+        "codec_error": float,
     },
     ("up", "evaluate"): {"rows": int, "tokens": int, "loss": float, "correct": int, "seconds": float},
     ("up", "alone"): {each.name: cast(type, each.type) for each in fields(Alone)},
@@ -60,7 +61,8 @@ class Envelope:
     direction: Direction
     kind: Kind
     fields: Mapping[str, Scalar] = field(default_factory=dict)
-    vector: NDArray[np.float32] | None = None
+    vector: NDArray[Any] | None = None
+    """An adapter, or an update, as its codec writes it."""
     manifest: Manifest | None = None
 
     def __post_init__(self) -> None:

@@ -7,15 +7,16 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from silotune.errors import AdmissionError
 from silotune.model.adapter import AdapterSpec, AdapterState, flatten, unflatten
+from silotune.wire.codecs.interface import Codec, Draw
 
 VERSION = 1
-CODEC = "float32"
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_MAGNITUDE = 2.0**7
 """Largest absolute value of a number that is accepted; also what the exact sum of updates has room for."""
@@ -28,7 +29,7 @@ class Manifest:
     spec: AdapterSpec
     codec: str
     sha256: str
-    """Of the array's bytes (little-endian float32)."""
+    """Of the array's bytes."""
 
     def to_json(self) -> str:
         """Write as JSON."""
@@ -62,35 +63,59 @@ def _dimension(size: object) -> int:
     return size
 
 
-def pack(adapter: AdapterState) -> tuple[NDArray[np.float32], Manifest]:
-    """Flatten an adapter into (vector of float32, its manifest)."""
-    vector = np.ascontiguousarray(flatten(adapter), "<f4")
-    return vector, Manifest(AdapterSpec.of(adapter), CODEC, hashlib.sha256(vector.tobytes()).hexdigest())
+def pack(adapter: AdapterState, codec: Codec, draw: Draw = None) -> tuple[NDArray[Any], Manifest]:
+    """Write an adapter, or a part of one, as (the array that travels, its manifest).
+
+    Args:
+        adapter: to write.
+        codec: of its numbers.
+        draw: what an update's rounding is drawn with; None: to the nearest.
+    """
+    array = codec.encode(flatten(adapter), draw)
+    return array, Manifest(AdapterSpec.of(adapter), codec.name, hashlib.sha256(array.data).hexdigest())
 
 
-def unpack(vector: NDArray[np.generic], manifest: Manifest, expected: AdapterSpec) -> dict[str, NDArray[np.float32]]:
-    """Return the adapter in `vector`, if it is one that may be used.
+def unpack(
+    array: NDArray[np.generic], manifest: Manifest, expected: AdapterSpec, codec: Codec
+) -> dict[str, NDArray[np.float32]]:
+    """Return the adapter in `array`, if it is one that may be used.
+
+    Args:
+        array: that travelled.
+        manifest: that came with it.
+        expected: names and shapes that it must have.
+        codec: that it must be written in.
 
     Raises:
         AdmissionError: wrong codec, names, shapes, dtype, size or digest, or numbers that are not finite or absurd.
     """
-    if manifest.codec != CODEC:
-        raise AdmissionError(f"unknown codec {manifest.codec[:40]!r}")
+    if manifest.codec != codec.name:
+        raise AdmissionError(f"its codec is {manifest.codec[:40]!r}, and that of this run {codec.name}")
     if manifest.spec != expected:
         raise AdmissionError(manifest.spec.difference(expected))
-    if vector.dtype != np.dtype("<f4"):
-        raise AdmissionError(f"the array is of dtype {vector.dtype}, expected float32")
-    if vector.shape != (expected.size,):
-        raise AdmissionError(f"the array has shape {vector.shape}, expected ({expected.size},)")
-    # Nothing below copies: an array may be as large as the server's memory bears.
-    floats: NDArray[np.float32] = np.ascontiguousarray(vector, np.float32)
-    if hashlib.sha256(floats.data).hexdigest() != manifest.sha256:
+    if array.dtype != np.dtype(codec.dtype):
+        raise AdmissionError(f"the array is of dtype {array.dtype}, expected {np.dtype(codec.dtype)}")
+    if array.shape != (codec.length(expected.size),):
+        raise AdmissionError(f"the array has shape {array.shape}, expected ({codec.length(expected.size)},)")
+    # Nothing before the decoding copies: an array may be as large as the server's memory bears.
+    whole = np.ascontiguousarray(array)
+    if hashlib.sha256(whole.data).hexdigest() != manifest.sha256:
         raise AdmissionError("the array's digest is not the manifest's: it was changed on its way")
-    low, high = (float(floats.min()), float(floats.max())) if floats.size else (0.0, 0.0)
+    try:
+        numbers = codec.decode(whole, expected.size)
+    except ValueError as error:
+        raise AdmissionError(f"the array is not of codec {codec.name}: {error}") from None
+    low, high = (float(numbers.min()), float(numbers.max())) if numbers.size else (0.0, 0.0)
     if math.isnan(low):
         raise AdmissionError("the array holds NaN")
     if math.isinf(low) or math.isinf(high):
         raise AdmissionError("the array holds infinite numbers")
     if max(-low, high) > MAX_MAGNITUDE:
         raise AdmissionError(f"the array holds a number beyond {MAX_MAGNITUDE:g}")
-    return unflatten(floats, expected)
+    return unflatten(numbers, expected)
+
+
+def rounded(adapter: AdapterState, codec: Codec) -> dict[str, NDArray[np.float32]]:
+    """What an adapter is after it has travelled, to the nearest."""
+    spec = AdapterSpec.of(adapter)
+    return unflatten(codec.decode(codec.encode(flatten(adapter), None), spec.size), spec)

@@ -1,0 +1,132 @@
+"""Every codec from a recipe to an adapter: what travels, what is left, and that nothing is lost by a stop."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import silotune
+from silotune.data.silos import SiloConfig
+from silotune.federation import client
+from silotune.federation.server import sendable, unrounded
+from silotune.silo.memory import KEEP
+from silotune.wire import codecs, manifest
+
+LOSSY = ("bfloat16", "int8")
+
+
+def adapter_of(run):
+    return load_file(run.folder.adapter / "adapter_model.safetensors")
+
+
+@pytest.fixture
+def train(make_recipe, tmp_path):
+    def go(codec, name="run", rounds=3, watch=lambda _: None, resume=False, **federation):
+        recipe = make_recipe(wire={"codec": codec}, training={"rounds": rounds}, federation=federation)
+        return silotune.train(recipe, watch=watch, **{"resume" if resume else "out": tmp_path / name})
+
+    return go
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+def test_it_learns_as_without_and_says_what_was_rounded(train, codec):
+    run, exact = train(codec), train("float32", "exact")
+    rounds, plain = ([line for line in one.metrics() if line["silo"] is None] for one in (run, exact))
+    gained = plain[0]["evaluation"]["loss"] - plain[-1]["evaluation"]["loss"]
+    assert abs(rounds[-1]["evaluation"]["loss"] - plain[-1]["evaluation"]["loss"]) < 0.02 * gained
+    errors = [line["train"]["codec_error"] for line in run.metrics() if line["silo"] and line["train"]]
+    assert len(errors) == 9 and all(1e-4 < error < 2e-2 for error in errors)
+    assert {line["train"]["codec_error"] for line in exact.metrics() if line["silo"] and line["train"]} == {0.0}
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+def test_it_travels_in_so_many_bytes_both_ways(train, codec):
+    run, exact = train(codec), train("float32", "exact")
+    for direction in ("up", "down"):
+        (here,), (there,) = (
+            {(entry["dtype"], entry["bytes"]) for entry in one.folder.ledger()
+             if entry["kind"] == "train" and entry["direction"] == direction and entry["round"] == 1
+             and entry["silo"] == "ash"} for one in (run, exact)
+        )  # fmt: skip
+        size = sum(value.size for value in adapter_of(run).values())
+        assert here[0] == codec and there[0] == "float32"
+        saved = codecs.find("float32").bytes(size) - codecs.find(codec).bytes(size)
+        assert abs(there[1] - here[1] - saved) < 200  # the manifest and the npy header say the codec too
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+def test_the_adapter_that_is_left_is_one_that_silos_scored(train, codec):
+    left = adapter_of(train(codec))
+    said = manifest.rounded(left, codecs.find(codec))
+    assert all(np.abs(said[name] - value).max() <= 1e-6 * np.abs(value).max() for name, value in left.items())
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+def test_what_rounding_takes_of_the_adapter_is_given_back(train, codec):
+    from silotune.federation import checkpoint
+
+    state = checkpoint.latest(train(codec).folder).state
+    exact = unrounded(state)
+    assert not exact.slots and any((exact.adapter[name] != value).any() for name, value in state.adapter.items())
+    from silotune.model.adapter import AdapterSpec
+
+    again = sendable(exact, AdapterSpec.of(exact.adapter), codecs.find(codec))
+    assert all((again.adapter[name] == value).all() for name, value in state.adapter.items())
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "ffa", "alternating"])
+def test_a_stopped_run_with_memory_goes_on_to_the_same_bits(train, tmp_path, algorithm):
+    whole = train("int8", "whole", rounds=4, algorithm=algorithm, server_optimizer="momentum")
+
+    def stop(event):  # two silos have answered a round that will not count
+        if event.kind == "answered" and event.fields["round"] == 3 and event.fields["silo"] != "ash":
+            raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, silotune.errors.Interrupted)):
+        train("int8", "cut", rounds=4, algorithm=algorithm, server_optimizer="momentum", watch=stop)
+    again = train("int8", "cut", rounds=4, algorithm=algorithm, server_optimizer="momentum", resume=True)
+    one, other = adapter_of(whole), adapter_of(again)
+    assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+    kept = [len(list(folder.iterdir())) for folder in (tmp_path / "cut" / "memory").glob("*/*")]
+    assert kept == [KEEP] * 3
+
+
+def test_another_run_of_the_same_recipe_starts_from_nothing(train, tmp_path):
+    one, other = train("int8", "one"), train("int8", "other")
+    assert one.folder.identity() != other.folder.identity()
+    assert all(value.tobytes() == adapter_of(other)[name].tobytes() for name, value in adapter_of(one).items())
+
+
+def test_nothing_is_remembered_that_nobody_asks_for(train, tmp_path):
+    train("bfloat16")
+    assert not (tmp_path / "run" / "memory").exists()
+
+
+def test_silos_trained_in_one_pass_remember_as_well(train, tmp_path):
+    train("int8", together=3)
+    assert len(list((tmp_path / "run" / "memory").glob("*/*"))) == 3
+
+
+def test_a_silo_without_a_memory_says_so_before_it_trains(train, monkeypatch):
+    without = client.answer
+    monkeypatch.setattr(
+        "silotune.federation.app.answer", lambda request, silo: without(request, replace(silo, memory=None))
+    )
+    with pytest.raises(silotune.errors.FederationError, match="name a folder with the node's `memory`"):
+        train("int8")
+
+
+def test_a_node_says_where_its_memory_is(silos, tmp_path):
+    config = client.silo_of({"data": str(silos / "ash"), "memory": str(tmp_path / "here")})
+    assert config.memory == tmp_path / "here"
+    assert SiloConfig.from_json(config.to_json()).memory == tmp_path / "here"
+    with pytest.raises(silotune.InputError, match="memory must be str"):
+        client.silo_of({"data": str(silos / "ash"), "memory": 3})
+
+
+def test_a_comparison_trains_each_silo_alone_without_rounding_and_the_federation_with_it(train):
+    run, exact = train("int8"), train("float32", "exact")
+    found, plain = run.compare(), exact.compare()
+    alone, other = ({c.silo: c.loss for c in one.matrix if c.model.startswith("alone")} for one in (found, plain))
+    assert alone == other and len(alone) == 3
