@@ -269,6 +269,9 @@ class TrainingSettings(Section):
     """The cosine over all rounds ends at this share of the peak rate."""
     weight_decay: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
     """Decoupled weight decay of AdamW."""
+    moments: Literal["reset", "keep"] = "reset"
+    """Whether a silo's AdamW starts each round anew or where its last one ended; for the latter a silo on a machine of
+    its own needs a `memory`. Worth trying where a round is a few steps."""
     clip: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
     """Largest norm of a step's gradient over all LoRA factors together."""
     proximal: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)] = 0.0

@@ -11,6 +11,7 @@ from rich.console import Console
 from tests.federation.helpers import Network, client_app
 from tests.report.helpers import Page, make_run
 
+import silotune
 from silotune.errors import FederationError, RunError
 from silotune.federation import alone, local
 from silotune.federation.client import answer
@@ -58,6 +59,14 @@ def test_each_silo_tells_what_compare_finds_where_all_text_is_here(run):
     assert by_silos.mean_gain.own == pytest.approx(here.mean_gain.own, abs=1e-6)
     trained = {one.model: one for one in here.budget.models}
     assert all(one == trained[one.model] for one in by_silos.budget.models)
+
+
+def test_a_silo_alone_keeps_its_moments_as_its_own_federation_would(make_recipe, tmp_path):
+    recipe = make_recipe(training={"rounds": 3, "steps": 2, "moments": "keep"})
+    run = silotune.train(recipe, out=tmp_path / "run")
+    told, _, _ = ask(run)
+    here = {cell.silo: cell.loss for cell in run.compare().matrix if cell.model == f"alone:{cell.silo}"}
+    assert {name: one.loss / one.tokens for name, one in told.items()} == pytest.approx(here, rel=1e-6)
 
 
 def test_only_figures_travel_and_the_run_stays_as_it_was(run):

@@ -14,6 +14,7 @@ from silotune.model.adapter import initial_adapter
 from silotune.model.base import place
 from silotune.model.tuner import tuner
 from silotune.settings import LoraSettings, TrainingSettings
+from silotune.training import local
 from silotune.training.evaluation import evaluate
 from silotune.training.forward import Ways
 from silotune.training.local import DivergedError, learning_rate, train_round
@@ -83,6 +84,47 @@ def test_the_loop_equals_one_written_out_with_plain_logits(tiny_base):
         optimizer.step()
     theirs = lora.take(resident.model)
     assert max(float(abs(ours[name] - theirs[name]).max()) for name in ours) < 1e-5
+
+
+def rounds_of(resident, examples, moments=None, trainable=lambda _: None):
+    """Three rounds, each going on from the adapter of the last one."""
+    settings = TrainingSettings(rounds=3, steps=2, batch=2, learning_rate=0.01, weight_decay=0.1)
+    lora.put(resident.model, initial_adapter(resident.spec, 0))
+    for number in (1, 2, 3):
+        train_round(
+            resident, WAYS, examples, settings, 0, "s", number, trainable=trainable(number), moments=moments
+        )  # fmt: skip
+    return lora.take(resident.model)
+
+
+def test_moments_that_are_kept_are_those_of_an_optimizer_that_lives_on(resident, examples, monkeypatch):
+    kept, anew = rounds_of(resident, examples, {}), rounds_of(resident, examples)
+    living = []
+
+    def make_one(parameters, settings, make=local.make_optimizer):
+        living.extend([] if living else [make(parameters, settings)])
+        return living[0]
+
+    monkeypatch.setattr(local, "make_optimizer", make_one)
+    monkeypatch.setattr(local, "resume", lambda *_: None)
+    lives_on = rounds_of(resident, examples)
+    assert all(kept[name].tobytes() == lives_on[name].tobytes() for name in kept)
+    assert any((kept[name] != anew[name]).any() for name in kept)
+
+
+def test_moments_of_what_is_not_trained_stay(resident, examples):
+    spec, moments, seen = resident.spec, {}, []
+
+    def alternately(number):
+        seen.append({name: value.tobytes() for name, value in moments.items()})
+        return spec.with_role("B" if number % 2 else "A")
+
+    rounds_of(resident, examples, moments, alternately)
+    of_b = {name for name in moments if "lora_B" in name}
+    assert seen[1].keys() == of_b and all(seen[2][name] == seen[1][name] for name in of_b)
+    assert {float(moments[f"t/{name}"][0]) for name in spec.with_role("B")} == {4.0}
+    assert {float(moments[f"t/{name}"][0]) for name in spec.with_role("A")} == {2.0}
+    assert {moments[f"{kind}/{name}"].shape for kind in "mv" for name, _ in spec.shapes} == {s for _, s in spec.shapes}
 
 
 def test_accumulation_equals_a_larger_batch(resident, examples):

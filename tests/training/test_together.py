@@ -116,6 +116,23 @@ def assert_as_alone(resident, ways, settings=SETTINGS, within=1e-5, trainable=No
     return outcomes
 
 
+def test_moments_are_kept_as_for_each_alone(resident):
+    started = [replace(part, moments={}) for part in parts(resident).values()]
+    beside(resident, PLAIN, SETTINGS, started)
+    again = [replace(part, moments={**part.moments}) for part in started]
+    outcomes = beside(resident, PLAIN, SETTINGS, again)
+    for part, one in zip(started, again, strict=True):
+        lora.put(resident.model, part.adapter)
+        train_round(resident, PLAIN, part.examples, SETTINGS, 0, part.silo, 2, moments=part.moments)
+        assert (
+            apart(one.moments, part.moments) < 1e-4
+            and apart(outcomes[part.silo].adapter, lora.take(resident.model)) < 1e-4
+        )
+        assert {float(value[0]) for name, value in part.moments.items() if name.startswith("t/")} == {
+            2.0 * outcomes[part.silo].totals.steps
+        }
+
+
 def test_three_silos_of_unequal_rows_and_steps_come_to_what_each_comes_to_alone(resident):
     outcomes = assert_as_alone(resident, PLAIN)
     assert [outcomes[name].totals.steps for name in SILOS] == [9, 6, 4]

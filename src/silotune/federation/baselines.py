@@ -245,9 +245,10 @@ def _pool(ground: Ground, work: RunFolder, recipe: Recipe, silos: list[str]) -> 
     watch = _rounds_of(ground, POOLED, recipe)
     while state.round < recipe.training.rounds:
         lora.put(ground.resident.model, state.adapter)
+        moments = dict(state.slots) if recipe.training.moments == "keep" else None
         totals = train_round(ground.resident, ground.ways, rows, recipe.training, recipe.seed, POOLED,
-                             state.round + 1, lambda _: ground.require_going())  # fmt: skip
-        state = ServerState(state.round + 1, lora.take(ground.resident.model))
+                             state.round + 1, lambda _: ground.require_going(), moments=moments)  # fmt: skip
+        state = ServerState(state.round + 1, lora.take(ground.resident.model), moments or {})
         work.add_metrics(silo_line(state.round, POOLED, None) | {"train": asdict(totals)})
         checkpoint.save(work, Saved(state, {}, checkpoint.metrics_bytes(work)))
         watch(Event("round", {"round": state.round}))

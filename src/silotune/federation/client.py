@@ -35,7 +35,7 @@ from silotune.model.base import LOCAL, public_name
 from silotune.model.embedded import NAME as EMBEDDED
 from silotune.recipe import check_recipe, load_recipe, looks_like_path
 from silotune.settings import HUB, Job
-from silotune.silo.memory import Memory
+from silotune.silo.memory import Memory, Remembered
 from silotune.silo.outbound import written
 from silotune.wire import codecs, manifest
 from silotune.wire.envelope import Envelope, Kind, Scalar, failure
@@ -49,9 +49,11 @@ SILOS_VARIABLE, SCRATCH_VARIABLE = "SILOTUNE_SILOS", "SILOTUNE_SCRATCH"
 
 MIN_ROWS = 8
 """On a member's machine, where its node says nothing else: a loss, or an update, of fewer rows tells of single ones."""
-TRAINED: ContextVar[Mapping[tuple[str, int], Callable[[], tuple[Any, Any]]]] = ContextVar("trained")
+MOMENTS = "moments/"
+"""Before what an optimizer has come to, in a silo's memory."""
+TRAINED: ContextVar[Mapping[tuple[str, int], Callable[[], tuple[Any, Any, Any]]]] = ContextVar("trained")
 """Silos of this process that have been trained in a round already, beside others (`together`): by name and round, what
-gives the totals and the adapter, or raises why there are none."""
+gives totals, adapter and moments, or raises why there are none."""
 
 
 def silo_of(node_config: Mapping[str, Any]) -> SiloConfig:
@@ -286,16 +288,16 @@ def _train(request: Envelope, silo: SiloConfig) -> Envelope:
         chosen = [example for step in plan for examples in step for example in examples]
         _require_rows(len(np.unique(work.corpus.train.row_of[chosen])), "a round would train on", silo)
     before = received(request, work)
-    memory = _memory(work)
-    remembered = memory.before(work.round) if memory is not None else {}
+    memory, remembered = _memory(work), recalled(work)
     already = TRAINED.get({}).get((silo.files.name, work.round))
     trainable = trainable_in(work)
-    totals, after = already() if already else _trained(work, before, trainable)
+    totals, after, moments = already() if already else _trained(work, before, trainable, moments_in(work, remembered))
     update = {name: after[name] - before[name] for name in trainable}
     draw = np.random.Generator(np.random.Philox(derive(work.job.seed, "codec", silo.files.name, work.round)))
     leaving = written(update, codecs.find(work.job.codec), draw, remembered)
     if memory is not None:
-        memory.keep(work.round, leaving.remembered)
+        kept = {MOMENTS + name: value for name, value in (moments or {}).items()}
+        memory.keep(work.round, {**leaving.remembered, **kept})
     fields: dict[str, Scalar] = {
         "steps": totals.steps,
         "loss": totals.loss,
@@ -314,14 +316,39 @@ def _memory(work: Work) -> Memory | None:
     Raises:
         InputError: there is something, and nowhere to keep it.
     """
-    if not codecs.find(work.job.codec).feedback:
+    asked = [
+        setting
+        for setting, remembers in (
+            (f'wire.codec = "{work.job.codec}"', codecs.find(work.job.codec).feedback),
+            ('training.moments = "keep"', work.job.training.moments == "keep"),
+        )
+        if remembers
+    ]
+    if not asked:
         return None
     if work.silo.memory is None:
         raise InputError(
-            f'wire.codec = "{work.job.codec}" has a silo remember from round to round, and this one has no place for '
-            "that: name a folder with the node's `memory`"
+            f"{asked[0]} has a silo remember from round to round, and this one has no place for that: name a folder "
+            "with the node's `memory`"
         )
     return Memory(work.silo.memory, work.job.run, work.silo.files.name)
+
+
+def recalled(work: Work) -> Remembered:
+    """What a silo remembers as a round begins; nothing where the job asks for nothing to be remembered.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    memory = _memory(work)
+    return memory.before(work.round) if memory is not None else {}
+
+
+def moments_in(work: Work, remembered: Remembered) -> Remembered | None:
+    """Of what a silo remembers, where its optimizer goes on; None: it starts anew each round."""
+    if work.job.training.moments == "reset":
+        return None
+    return {name.removeprefix(MOMENTS): value for name, value in remembered.items() if name.startswith(MOMENTS)}
 
 
 def trainable_in(work: Work) -> frozenset[str]:
@@ -329,17 +356,19 @@ def trainable_in(work: Work) -> frozenset[str]:
     return algorithms.find(work.job.algorithm).trainable(work.tuner.spec, work.round)
 
 
-def _trained(work: Work, adapter: AdapterState, trainable: frozenset[str]) -> tuple[Any, AdapterState]:
-    """Train these tensors of an adapter on the silo's rows: totals, and what the adapter has become."""
+def _trained(
+    work: Work, adapter: AdapterState, trainable: frozenset[str], moments: Remembered | None
+) -> tuple[Any, AdapterState, Remembered | None]:
+    """Train these tensors of an adapter on the silo's rows: totals, and what adapter and moments have become."""
     from silotune.model import lora
     from silotune.training.local import train_round
 
     lora.put(work.tuner.model, adapter)
     totals = train_round(
         work.tuner, work.ways, work.corpus.train, work.job.training, work.job.seed, work.silo.files.name, work.round,
-        lambda step: work.progress(**asdict(step)), trainable,
+        lambda step: work.progress(**asdict(step)), trainable, moments,
     )  # fmt: skip
-    return totals, lora.take(work.tuner.model)
+    return totals, lora.take(work.tuner.model), moments
 
 
 def _require_rows(rows: int, what: str, silo: SiloConfig) -> None:
@@ -381,9 +410,10 @@ def _alone(request: Envelope, silo: SiloConfig) -> Envelope:
     training = work.job.training.model_copy(update={"rounds": rounds, "proximal": 0.0})
     work = replace(work, job=work.job.model_copy(update={"training": training}))
     adapter: AdapterState = initial_adapter(work.tuner.spec, derive(work.job.seed, "adapter"))
+    moments = moments_in(work, {})
     steps = tokens = loss_tokens = 0
     for round_ in range(1, rounds + 1):
-        totals, adapter = _trained(replace(work, round=round_), adapter, work.tuner.spec.names)
+        totals, adapter, moments = _trained(replace(work, round=round_), adapter, work.tuner.spec.names, moments)
         steps, tokens, loss_tokens = steps + totals.steps, tokens + totals.tokens, loss_tokens + totals.loss_tokens
     score = evaluate(work.tuner, work.ways, work.corpus.test, lambda: work.progress())
     told = Alone(score.rows, score.tokens, score.loss, score.correct, steps, tokens, loss_tokens,

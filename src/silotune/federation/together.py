@@ -4,9 +4,10 @@ A silo that cannot take part, and all of them where the pass cannot be had, are 
 trains alone, or says what is wrong with it.
 """
 
+import functools
 import logging
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,10 +16,10 @@ from typing import Any
 from flwr.app import Context, Message
 
 from silotune.federation.app import MOST_BYTES
-from silotune.federation.client import TRAINED, Work, prepare, received, silo_of, trainable_in
+from silotune.federation.client import TRAINED, Work, moments_in, prepare, recalled, received, silo_of, trainable_in
 from silotune.federation.messages import envelope
 from silotune.model.adapter import AdapterState
-from silotune.training.local import StepReport
+from silotune.training.local import Moments, StepReport, TrainingTotals
 from silotune.training.together import Outcome, Part, can_stack, train_together
 
 logger = logging.getLogger(__name__)
@@ -32,27 +33,29 @@ def trained(asked: Sequence[tuple[Message, Context]]) -> Iterator[None]:
         asked: messages of kind `train` and one round, each with the node that it goes to.
     """
     outcomes = _outcomes([work for work in map(_work, asked) if work is not None])
-    token = TRAINED.set({silo: outcome.result for silo, outcome in outcomes.items()})
+    token = TRAINED.set(outcomes)
     try:
         yield
     finally:
         TRAINED.reset(token)
 
 
-def _work(asked: tuple[Message, Context]) -> tuple[Work, AdapterState] | None:
+def _work(asked: tuple[Message, Context]) -> tuple[Work, AdapterState, Moments | None] | None:
     """What a silo is to do, or None where that cannot be found out: its own answer will say why."""
     message, context = asked
     try:
         request = envelope(message, "down", "train", MOST_BYTES)
         work = prepare(request, silo_of(context.node_config))
-        return work, received(request, work)
+        return work, received(request, work), moments_in(work, recalled(work))
     except Exception:
         return None
 
 
-def _outcomes(works: Sequence[tuple[Work, AdapterState]]) -> Mapping[tuple[str, int], Outcome]:
+def _outcomes(
+    works: Sequence[tuple[Work, AdapterState, Moments | None]],
+) -> Mapping[tuple[str, int], Callable[[], tuple[TrainingTotals, AdapterState, Moments | None]]]:
     """What the silos have come to, by name and round; nothing where they are to be trained alone."""
-    alike = [(work, adapter) for work, adapter in works if _alike(work, works[0][0])]
+    alike = [asked for asked in works if _alike(asked[0], works[0][0])]
     if len(alike) < 2:
         return {}
     first = alike[0][0]
@@ -60,7 +63,10 @@ def _outcomes(works: Sequence[tuple[Work, AdapterState]]) -> Mapping[tuple[str, 
         logger.warning("federation.together: this model cannot train silos in one pass exactly; each trains alone")
         return {}
     trainable = trainable_in(first)
-    parts = [Part(work.silo.files.name, work.corpus.train, adapter, trainable, _shown(work)) for work, adapter in alike]
+    parts = [
+        Part(work.silo.files.name, work.corpus.train, adapter, trainable, _shown(work), moments)
+        for work, adapter, moments in alike
+    ]
     try:
         outcomes = train_together(first.tuner, first.ways, parts, first.job.training, first.job.seed, first.round)
     except Exception as error:
@@ -68,7 +74,12 @@ def _outcomes(works: Sequence[tuple[Work, AdapterState]]) -> Mapping[tuple[str, 
         place = f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
         logger.warning("federation.together: a pass over %d silos broke (%s); each trains alone", len(parts), place)
         return {}
-    return {(part.silo, first.round): outcome for part, outcome in zip(parts, outcomes, strict=True)}
+    told = {part.silo: functools.partial(_told, part, outcome) for part, outcome in zip(parts, outcomes, strict=True)}
+    return {(silo, first.round): tell for silo, tell in told.items()}
+
+
+def _told(part: Part, outcome: Outcome) -> tuple[TrainingTotals, AdapterState, Moments | None]:
+    return (*outcome.result(), part.moments)
 
 
 def _alike(work: Work, first: Work) -> bool:

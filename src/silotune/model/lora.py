@@ -81,13 +81,13 @@ def factors(tuned: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def trainable(tuned: Any, names: Set[str]) -> Iterator[list[Any]]:
-    """While it lasts, gradients flow into these of the adapter's tensors and into no others; yields them, by name."""
+def trainable(tuned: Any, names: Set[str]) -> Iterator[dict[str, Any]]:
+    """While it lasts, gradients flow into these of the adapter's tensors and into no others; yields them by name."""
     tensors = factors(tuned)
     for name, tensor in tensors.items():
         tensor.requires_grad_(name in names)
     try:
-        yield [tensor for name, tensor in tensors.items() if name in names]
+        yield {name: tensor for name, tensor in tensors.items() if name in names}
     finally:
         for tensor in tensors.values():
             tensor.requires_grad_(True)

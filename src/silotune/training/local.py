@@ -2,9 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from silotune.data.batches import Batch, collate, plan_round
 from silotune.data.joined import Examples
@@ -140,6 +143,34 @@ def make_optimizer(parameters: Sequence[Any], settings: TrainingSettings) -> Any
     return torch.optim.AdamW(parameters, lr=0.0, weight_decay=settings.weight_decay, foreach=True)
 
 
+Moments = dict[str, NDArray[np.float32]]
+"""What AdamW has come to: `m/`, `v/` and `t/` before each tensor's name, of the tensor's own shape (`t/`: (1,))."""
+
+
+def resume(optimizer: Any, tensors: Mapping[str, Any], moments: Moments) -> None:
+    """Have a new AdamW start where another one ended; a tensor of which there is nothing starts anew."""
+    import torch
+
+    for name, tensor in tensors.items():
+        if f"m/{name}" in moments:
+            optimizer.state[tensor] = {
+                "step": torch.tensor(float(moments[f"t/{name}"][0])),
+                "exp_avg": torch.tensor(moments[f"m/{name}"], device=tensor.device),
+                "exp_avg_sq": torch.tensor(moments[f"v/{name}"], device=tensor.device),
+            }
+
+
+def moments_of(optimizer: Any, tensors: Mapping[str, Any]) -> Moments:
+    """The inverse of `resume`: copies of what an AdamW holds."""
+    found: Moments = {}
+    for name, tensor in tensors.items():
+        held = optimizer.state[tensor]
+        found[f"t/{name}"] = np.array([float(held["step"])], np.float32)
+        found[f"m/{name}"] = held["exp_avg"].detach().cpu().numpy().copy()
+        found[f"v/{name}"] = held["exp_avg_sq"].detach().cpu().numpy().copy()
+    return found
+
+
 def advance(optimizer: Any, rate: float, clip: float) -> None:
     """Clip the gradient of all the optimizer's parameters together, and take a step at a rate."""
     import torch
@@ -160,11 +191,11 @@ def train_round(
     round_: int,
     report: Callable[[StepReport], None] = lambda _: None,
     trainable: Set[str] | None = None,
+    moments: Moments | None = None,
 ) -> TrainingTotals:
     """Train the adapter that lies in the model, in place.
 
-    The optimizer starts anew each round: a silo keeps no state between rounds, so any silo may miss a round and a
-    resumed run is the same to the bit. On a CPU, same inputs and same number of threads give the same bits.
+    On a CPU, same inputs and same number of threads give the same bits.
 
     Args:
         tuner: the resident model, with the received adapter in it.
@@ -176,6 +207,8 @@ def train_round(
         round_: from 1.
         report: called after each optimizer step; may raise to stop.
         trainable: names of the adapter's tensors that are trained, the others stay as they are; None: all.
+        moments: what the optimizer starts from, and, when the round is done, what it has come to; those of tensors that
+            are not trained stay. None: it starts anew, and nothing is kept.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -190,15 +223,19 @@ def train_round(
     model.train()
     began = time.monotonic()
     with lora.trainable(model, tuner.spec.names if trainable is None else trainable) as tensors:
-        optimizer, correct = make_optimizer(tensors, settings), proximal(settings.proximal, tensors)
+        factors = list(tensors.values())
+        optimizer, correct = make_optimizer(factors, settings), proximal(settings.proximal, factors)
+        resume(optimizer, tensors, moments or {})
         try:
             for step in course.steps():
                 optimizer.zero_grad(set_to_none=True)
                 batches = [collate(rows, pad, tuner.device) for rows in step.passes]
                 loss = _differentiated(model, ways, step.loss_tokens, batches)
-                correct(tensors)
+                correct(factors)
                 advance(optimizer, step.rate, settings.clip)
                 course.done(step, loss, time.monotonic() - began)
+            if moments is not None:
+                moments |= moments_of(optimizer, tensors)
         finally:
             model.eval()
             optimizer.zero_grad(set_to_none=True)

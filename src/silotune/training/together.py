@@ -31,7 +31,17 @@ from silotune.settings import TrainingSettings
 from silotune.training.corrections import Correction, proximal
 from silotune.training.forward import Ways, losses_and_correct
 from silotune.training.kept import drops_out, same
-from silotune.training.local import Course, Step, StepReport, TrainingTotals, advance, make_optimizer
+from silotune.training.local import (
+    Course,
+    Moments,
+    Step,
+    StepReport,
+    TrainingTotals,
+    advance,
+    make_optimizer,
+    moments_of,
+    resume,
+)
 from silotune.training.loss import plain_logits
 
 PASS: dict[str, int] = {"cpu": 32, "cuda": 1 << 20}
@@ -52,6 +62,8 @@ class Part:
     """Names of its tensors that are trained; the others stay as they are."""
     report: Callable[[StepReport], None] = lambda _: None
     """Called after each of its steps; may raise to stop it. Its seconds are the silo's share, as in the totals."""
+    moments: Moments | None = None
+    """What its optimizer starts from, and, when its round is done, what it has come to; None: nothing is kept."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,8 @@ class _Silo:
     steps: Iterator[Step]
     factors: dict[str, Tensor]
     optimizer: Any
-    trained: list[Tensor]
+    moments: Moments | None
+    trained: dict[str, Tensor]
     correct: Correction
     step: Step | None = None
     """That is next; None before the first and after the last."""
@@ -136,9 +149,11 @@ def train_together(
 def _started(part: Part, tuned: Any, settings: TrainingSettings, seed: int, round_: int) -> _Silo:
     course = Course(part.examples, settings, seed, part.silo, round_, part.report)
     factors = factors_like(tuned, part.adapter, part.trainable)
-    trained = [factor for name, factor in factors.items() if name in part.trainable]
-    correct = proximal(settings.proximal, trained)
-    silo = _Silo(course, course.steps(), factors, make_optimizer(trained, settings), trained, correct)
+    trained = {name: factor for name, factor in factors.items() if name in part.trainable}
+    optimizer = make_optimizer(list(trained.values()), settings)
+    resume(optimizer, trained, part.moments or {})
+    correct = proximal(settings.proximal, list(trained.values()))
+    silo = _Silo(course, course.steps(), factors, optimizer, part.moments, trained, correct)
     silo.attempt(silo.open)
     return silo
 
@@ -177,7 +192,7 @@ def _step(tuner: Tuner, ways: Ways, taken: Sequence[tuple[_Silo, Step]], clip: f
     with stacked(tuner.model, [silo.factors for silo, _ in taken]):
         losses = _differentiated(tuner.model, ways, [step.loss_tokens for _, step in taken], batches)
     for silo, step in taken:
-        silo.correct(silo.trained)
+        silo.correct(list(silo.trained.values()))
         advance(silo.optimizer, step.rate, clip)
     share = (time.monotonic() - began) / sum(step.tokens for _, step in taken)
     for (silo, step), loss in zip(taken, losses, strict=True):
@@ -198,6 +213,8 @@ def _differentiated(model: Any, ways: Ways, counts: Sequence[int], batches: Sequ
 def _outcome(silo: _Silo) -> Outcome:
     if silo.error is not None:
         return Outcome(error=silo.error)
+    if silo.moments is not None:
+        silo.moments |= moments_of(silo.optimizer, silo.trained)
     adapter = {name: factor.detach().float().cpu().numpy() for name, factor in silo.factors.items()}
     return Outcome(silo.course.totals(silo.seconds), adapter)
 

@@ -1,4 +1,4 @@
-"""Every codec from a recipe to an adapter: what travels, what is left, and that nothing is lost by a stop."""
+"""Codecs and what silos remember, from a recipe to an adapter: what travels, what is left, and nothing lost by a stop."""
 
 from dataclasses import replace
 
@@ -22,8 +22,10 @@ def adapter_of(run):
 
 @pytest.fixture
 def train(make_recipe, tmp_path):
-    def go(codec, name="run", rounds=3, watch=lambda _: None, resume=False, **federation):
-        recipe = make_recipe(wire={"codec": codec}, training={"rounds": rounds}, federation=federation)
+    def go(codec, name="run", rounds=3, moments="reset", watch=lambda _: None, resume=False, **federation):
+        recipe = make_recipe(
+            wire={"codec": codec}, training={"rounds": rounds, "moments": moments}, federation=federation
+        )
         return silotune.train(recipe, watch=watch, **{"resume" if resume else "out": tmp_path / name})
 
     return go
@@ -86,6 +88,23 @@ def test_a_stopped_run_with_memory_goes_on_to_the_same_bits(train, tmp_path, alg
     assert all(one[name].tobytes() == other[name].tobytes() for name in one)
     kept = [len(list(folder.iterdir())) for folder in (tmp_path / "cut" / "memory").glob("*/*")]
     assert kept == [KEEP] * 3
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "alternating"])
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+def test_kept_moments_go_on_to_the_same_bits(train, algorithm, codec):
+    def stop(event):
+        if event.kind == "answered" and event.fields["round"] == 3 and event.fields["silo"] != "ash":
+            raise KeyboardInterrupt
+
+    asked = {"rounds": 4, "algorithm": algorithm, "moments": "keep"}
+    whole = train(codec, "whole", **asked)
+    with pytest.raises((KeyboardInterrupt, silotune.errors.Interrupted)):
+        train(codec, "cut", watch=stop, **asked)
+    one, other = adapter_of(whole), adapter_of(train(codec, "cut", resume=True, **asked))
+    assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+    anew = adapter_of(train(codec, "anew", rounds=4, algorithm=algorithm))
+    assert any((one[name] != anew[name]).any() for name in one)
 
 
 def test_another_run_of_the_same_recipe_starts_from_nothing(train, tmp_path):
