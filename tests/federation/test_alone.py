@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -31,7 +32,8 @@ def run(finished_run):
 def ask(run, client=None, silos=None):
     """Ask the silos of a run as a deployment would, on a grid in this process."""
     told, events = [], []
-    crew = [silo for silo in local.muster(run.folder.recipe()).silos if silos is None or silo.files.name in silos]
+    here = local.muster(run.folder.recipe()).showing(run.folder.scratch).silos
+    crew = [replace(silo, scratch=None) for silo in here if silos is None or silo.files.name in silos]
     venue = Venue(len(crew), fixed=True, watch=events.append)
     run_inline(lambda grid: told.append(alone.ask(grid, run.folder, venue)), client or client_app(), crew)
     return *told[0], events
