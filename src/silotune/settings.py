@@ -270,8 +270,8 @@ class TrainingSettings(Section):
     weight_decay: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
     """Decoupled weight decay of AdamW."""
     moments: Literal["reset", "keep"] = "reset"
-    """Whether a silo's AdamW starts each round anew or where its last one ended; for the latter a silo on a machine of
-    its own needs a `memory`. Worth trying where a round is a few steps."""
+    """Whether a silo's AdamW starts each round anew or where its last one ended. Worth trying where a round is a few
+    steps."""
     clip: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
     """Largest norm of a step's gradient over all LoRA factors together."""
     proximal: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)] = 0.0
@@ -410,8 +410,7 @@ class WireSettings(Section):
 
     codec: CodecName = "float32"
     """Numbers on the wire, both ways: `float32` as they are; `bfloat16` in half the bytes; `int8` in a quarter, rounded
-    by a draw, where what is lost of an update is added to the silo's next one. For that a silo on a machine of its own
-    needs a `memory`."""
+    by a draw, where what is lost of an update is added to the silo's next one."""
 
 
 class EvaluationSettings(Section):
@@ -510,6 +509,6 @@ class Job(Section):
     system: SystemTurns
     training: TrainingSettings
     holdout: Holdout
-    """For a silo without a test file whose node does not say its own."""
+    """For a silo without a test file whose node does not say its own, and, on a machine of its own, has none yet."""
     algorithm: AlgorithmName
     codec: CodecName

@@ -8,7 +8,7 @@ from flwr.app import Message
 from silotune.data.silos import SiloConfig, SiloFiles, find_silos
 from silotune.errors import InputError
 from silotune.federation.app import handle
-from silotune.federation.client import answer, silo_of, without_folders
+from silotune.federation.client import answer, prepare, silo_of, without_folders
 from silotune.federation.inline import InlineGrid
 from silotune.federation.messages import FIELDS, TYPES, content
 from silotune.federation.result import adapter_spec
@@ -140,6 +140,47 @@ def test_a_node_that_names_no_share_to_hold_out_takes_the_jobs(make_recipe, silo
     assert answer(hello(recipe), from_node).fields["test_rows"] == 4
     own = silo_of({"data": str(silos / "ash"), "base": str(tiny_base), "threads": 1, "holdout": 0.2, "min-rows": 1})
     assert answer(hello(recipe), own).fields["test_rows"] == 2
+
+
+def node(silos, tiny_base, tmp_path, **more):
+    """A silo on a machine of its own, that tells of few rows too."""
+    where = {"data": str(silos / "ash"), "base": str(tiny_base), "memory": str(tmp_path / "memory")}
+    return silo_of({**where, "threads": 1, "min-rows": 1, **more})
+
+
+def test_on_its_own_machine_a_silo_takes_one_job_per_run(make_recipe, silos, tiny_base, tmp_path):
+    recipe, config = make_recipe(), node(silos, tiny_base, tmp_path)
+    vector, described = pack(initial_adapter(adapter_spec(recipe), 0), FLOAT32)
+
+    def evaluate(**changes):
+        job = _job(recipe, "0" * 16).model_copy(update=changes).model_dump_json()
+        return answer(Envelope("down", "evaluate", {"job": job, "round": 0}, vector, described), config).failure
+
+    assert "does not remember that it joined this run" in evaluate()
+    assert answer(hello(recipe), config).failure is None
+    assert evaluate() is None
+    other = "the server asks for another job than the one with which this silo joined this run"
+    for changes in ({"max_length": 64}, {"holdout": 0.4}, {"seed": 3}):
+        assert evaluate(**changes) == answer(hello(recipe, **changes), config).failure == other
+    assert answer(hello(recipe, seed=3, run="1" * 16), config).failure is None
+
+
+def test_no_job_chooses_which_rows_of_a_silo_are_held_out(make_recipe, silos, tiny_base, tmp_path):
+    """Of two losses over sets that a server chose, the difference would tell of the rows in which they differ."""
+    (silos / "ash" / "test.jsonl").unlink()
+    recipe = make_recipe(data={"holdout": 0.5})
+
+    def held_out(config, number, **changes):
+        request = hello(recipe, run=f"{number:016x}", **changes)
+        return prepare(request, config).corpus.test.chosen.tolist()
+
+    config = node(silos, tiny_base, tmp_path)
+    first = held_out(config, 0)
+    assert len(first) == 4
+    assert held_out(config, 1, seed=5) == held_out(config, 2, holdout=0.2) == first
+    others = {tuple(held_out(node(silos, tiny_base, tmp_path / str(n)), 0)) for n in range(6)}
+    assert len(others | {tuple(first)}) > 1, "each silo draws its own"
+    assert len(held_out(node(silos, tiny_base, tmp_path, holdout=0.2), 3, seed=9)) == 2, "its operator may say"
 
 
 def test_node_configuration(silos, tmp_path):

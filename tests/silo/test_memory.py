@@ -1,12 +1,13 @@
 """A silo's memory: of the last round before, whole or not at all, and of one run only."""
 
+import json
 import stat
 
 import numpy as np
 import pytest
 
 from silotune.errors import InputError
-from silotune.silo.memory import KEEP, MARK, Memory, forget
+from silotune.silo.memory import KEEP, MARK, Memory, forget, own_split
 
 
 def memory(tmp_path, run="0" * 16, silo="north/ward ä"):
@@ -81,6 +82,32 @@ def test_it_is_its_users_only_and_is_forgotten_whole(tmp_path):
     for folder in (held.root, held.folder):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert forget(held.root) == 2 and not held.root.exists()
+
+
+def test_a_silo_joins_a_run_with_one_job(tmp_path):
+    held = memory(tmp_path)
+    with pytest.raises(InputError, match="does not remember that it joined this run: restart its SuperNode"):
+        held.require("a job")
+    held.join("a job")
+    held.join("a job")
+    held.require("a job")
+    for ask in (held.join, held.require):
+        with pytest.raises(InputError, match="another job than the one with which this silo joined this run"):
+            ask("another")
+    memory(tmp_path, run="1" * 16).join("another")
+
+
+def test_what_a_silo_holds_out_is_drawn_once(tmp_path):
+    root = tmp_path / "memory"
+    seed, share = own_split(root, "north", 0.1)
+    assert share == 0.1 and own_split(root, "north", 0.5) == (seed, 0.1)
+    assert own_split(root, "south", 0.5)[0] != seed != own_split(tmp_path / "other", "north", 0.1)[0]
+    (file,) = (path for path in root.glob("split-*.json") if json.loads(path.read_text())["seed"] == seed)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    file.write_text("{")
+    with pytest.raises(InputError, match=r"cannot be read\. Delete it"):
+        own_split(root, "north", 0.1)
+    assert forget(root) == 0 and not root.exists()
 
 
 def test_nothing_else_is_deleted(tmp_path):

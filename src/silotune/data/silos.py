@@ -258,6 +258,8 @@ class SiloConfig:
     """Where the silo itself notes what leaves it."""
     memory: Path | None = None
     """Where it keeps what it must remember from round to round; None: it remembers nothing."""
+    own_machine: bool = False
+    """Whether it is on a machine that is not the server's: then a job is pinned, and what is held out is its own."""
     scratch: Path | None = None
     """A folder on this machine where progress is shown and a wish to stop is read."""
 

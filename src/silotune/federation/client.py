@@ -35,7 +35,7 @@ from silotune.model.base import LOCAL, public_name
 from silotune.model.embedded import NAME as EMBEDDED
 from silotune.recipe import check_recipe, load_recipe, looks_like_path
 from silotune.settings import HUB, Job
-from silotune.silo.memory import Memory, Remembered
+from silotune.silo.memory import Memory, Remembered, default_root, own_split
 from silotune.silo.outbound import written
 from silotune.wire import codecs, manifest
 from silotune.wire.envelope import Envelope, Kind, Scalar, failure
@@ -119,7 +119,8 @@ def _from_node(node_config: Mapping[str, Any]) -> SiloConfig:
         threads=settings.federation.threads or 0,
         min_rows=given.get("min-rows", MIN_ROWS),
         ledger=Path(given["ledger"]) if "ledger" in given else None,
-        memory=Path(given["memory"]).absolute() if "memory" in given else None,
+        memory=Path(given["memory"]).absolute() if "memory" in given else default_root(),
+        own_machine=True,
     )
 
 
@@ -206,16 +207,14 @@ def prepare(request: Envelope, silo: SiloConfig) -> Work:
     from silotune.training.forward import ways_of
     from silotune.training.kept import Keep
 
-    try:
-        job = Job.model_validate_json(str(request.fields["job"]))
-    except ValidationError as error:
-        raise InputError(f"the server's job cannot be used: {error.errors()[0]['msg']}") from None
+    job = _job_in(request, silo)
     torch.set_num_threads(silo.threads or cores())
     resident = tuner(_base(job, silo), job.lora, place(silo.device, silo.dtype))
-    holdout = job.holdout if silo.holdout is None else silo.holdout
-    silo = replace(silo, holdout=holdout)
+    silo = _with_split(silo, job)
+    assert silo.holdout is not None
     if silo.leaks is None:
-        silo = replace(silo, leaks=leaks_of([silo.files], silo.reading, holdout, job.seed))
+        seed = job.seed if silo.seed is None else silo.seed
+        silo = replace(silo, leaks=leaks_of([silo.files], silo.reading, silo.holdout, seed))
     options = ChatOptions(job.system, job.training.loss_on)
     corpus = load_corpus(silo, resident.tokenizer, job.max_length, job.seed, options)
     round_ = int(request.fields.get("round", 0))
@@ -224,6 +223,28 @@ def prepare(request: Envelope, silo: SiloConfig) -> Work:
     return Work(
         job, silo, round_, resident, ways, corpus, Progress(silo.scratch, silo.files.name, round_, request.kind)
     )
+
+
+def _job_in(request: Envelope, silo: SiloConfig) -> Job:
+    """The job of a message; on a machine of the silo's own, the one with which it joined the run and no other."""
+    text = str(request.fields["job"])
+    try:
+        job = Job.model_validate_json(text)
+    except ValidationError as error:
+        raise InputError(f"the server's job cannot be used: {error.errors()[0]['msg']}") from None
+    if silo.own_machine and silo.memory is not None:
+        memory = Memory(silo.memory, job.run, silo.files.name)
+        (memory.join if request.kind == "hello" else memory.require)(text)
+    return job
+
+
+def _with_split(silo: SiloConfig, job: Job) -> SiloConfig:
+    """The silo with what it holds out settled: its own on its own machine, else the job's."""
+    share = job.holdout if silo.holdout is None else silo.holdout
+    if silo.files.test or not silo.own_machine or silo.memory is None:
+        return replace(silo, holdout=share)
+    seed, fixed = own_split(silo.memory, silo.files.name, share)
+    return replace(silo, seed=seed, holdout=fixed if silo.holdout is None else silo.holdout)
 
 
 def _base(job: Job, silo: SiloConfig) -> str:

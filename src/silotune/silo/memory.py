@@ -1,35 +1,48 @@
 """What a silo remembers from round to round, in a folder of its own that outlasts processes.
 
     FOLDER/memory.json                         says what the folder is, so that nothing else is ever deleted
+    FOLDER/split-SILO.json                     what the silo holds out where it has no test file, whoever asks
+    FOLDER/RUN/SILO/job.sha256                 of the job with which the silo joined that run
     FOLDER/RUN/SILO/round-0003.safetensors     what the silo remembered after its part in round 3
 
 A round's memory is a function of the message, the silo's rows, and its memory after the last round before that in which
 it took part. What is there of that round or later belongs to rounds that did not count: it is dropped when a round is
 done again, so that a resumed run is bit-identical to an uninterrupted one. Nothing in here travels by itself: a codec
-or a method reads it and says what it sends.
+or a method reads it and says what it sends. SILO is a digest of the silo's name.
 """
 
 import hashlib
 import json
+import os
 import re
+import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import platformdirs
+from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
-from silotune import atomic
+from silotune import atomic, cache
 from silotune.errors import InputError
 
 Remembered = dict[str, NDArray[np.float32]]
 
 KEEP = 3
 """Rounds of a silo that stay: more than the states that a run keeps to go on from."""
-MARK = "memory.json"
+MARK, LOCK = "memory.json", ".lock"
 FORMAT = 1
+
+
+def default_root() -> Path:
+    """Where a silo on its own machine remembers if nobody says: below `SILOTUNE_HOME`, else with the user's data."""
+    return (cache.home() if os.environ.get("SILOTUNE_HOME") else platformdirs.user_data_path("silotune")) / "memory"
 
 
 @dataclass(frozen=True)
@@ -45,8 +58,8 @@ class Memory:
 
     @property
     def folder(self) -> Path:
-        """Of this silo in this run; a name may hold characters that a file's must not."""
-        return self.root / self.run / hashlib.sha256(self.silo.encode()).hexdigest()[:16]
+        """Of this silo in this run."""
+        return self.root / self.run / _digest(self.silo)
 
     def before(self, round_: int) -> Remembered:
         """What the silo remembered when a round began: {} if it had not taken part.
@@ -75,8 +88,7 @@ class Memory:
         kept = self._rounds()
         earlier = max((number for number in kept if number < round_), default=0)
         whole = {name: np.ascontiguousarray(value) for name, value in remembered.items()}
-        try:
-            _marked(self.root)
+        with _written(self.root):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for number, path in kept.items():
                 if number > round_:
@@ -84,8 +96,38 @@ class Memory:
             atomic.write_bytes(self._file(round_), save(whole, {"before": str(earlier)}))
             for number in sorted(number for number in kept if number < round_)[: 1 - KEEP]:
                 kept[number].unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(f"this silo's memory cannot be written ({error.strerror}).") from None
+
+    def join(self, job: str) -> None:
+        """Take note of the job with which this silo joins the run; the same may join again.
+
+        Raises:
+            InputError: it joined with another, or this cannot be written.
+        """
+        with _written(self.root):
+            if self._pin.is_file():
+                self.require(job)
+                return
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            atomic.write_text(self._pin, hashlib.sha256(job.encode()).hexdigest() + "\n")
+
+    def require(self, job: str) -> None:
+        """Refuse any job but the one with which this silo joined the run.
+
+        Raises:
+            InputError: it is another, or the silo has not joined.
+        """
+        try:
+            joined = self._pin.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            raise InputError(
+                "this silo does not remember that it joined this run: restart its SuperNode, so that it joins again"
+            ) from None
+        if joined != hashlib.sha256(job.encode()).hexdigest():
+            raise InputError("the server asks for another job than the one with which this silo joined this run")
+
+    @property
+    def _pin(self) -> Path:
+        return self.folder / "job.sha256"
 
     def _file(self, round_: int) -> Path:
         return self.folder / f"round-{round_:04d}.safetensors"
@@ -104,14 +146,55 @@ def _began_after(path: Path) -> bool:
         return True
 
 
-def _marked(root: Path) -> None:
-    if not (root / MARK).is_file():
+@contextmanager
+def _written(root: Path) -> Iterator[None]:
+    """Write in a memory folder, which is made and marked as one; one process at a time.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        atomic.write_text(root / MARK, json.dumps({"format": FORMAT}) + "\n")
+        with FileLock(root / LOCK):
+            if not (root / MARK).is_file():
+                atomic.write_text(root / MARK, json.dumps({"format": FORMAT}) + "\n")
+            yield
+    except OSError as error:
+        raise InputError(f"this silo's memory cannot be written ({error.strerror}).") from None
+
+
+def _digest(name: str) -> str:
+    """A silo's name as that of a file: it may hold characters that a file's must not."""
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def own_split(root: Path, silo: str, share: float) -> tuple[int, float]:
+    """The seed and the share of what a silo holds out: drawn once, and the same for every job from then on.
+
+    Were they a job's, a server could have losses told of rows that it chose: over two sets that differ in a few.
+
+    Args:
+        root: of the memory.
+        silo: its name.
+        share: to hold out, if this is the first time.
+
+    Raises:
+        InputError: they cannot be read or written.
+    """
+    path = root / f"split-{_digest(silo)}.json"
+    with _written(root):
+        if not path.is_file():
+            atomic.write_text(path, json.dumps({"seed": secrets.randbits(62), "share": share}) + "\n")
+        path.chmod(0o600)
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            return int(told["seed"]), float(told["share"])
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{path}: cannot be read. Delete it, and another share will be held out.") from None
 
 
 def forget(root: Path) -> int:
-    """Delete a memory folder with all that is in it.
+    """Delete a memory folder with all that silos remember in it, and nothing else.
 
     Returns:
         Of how many runs there was something in it.
@@ -125,7 +208,8 @@ def forget(root: Path) -> int:
     try:
         for run in runs:
             shutil.rmtree(run)
-        (root / MARK).unlink()
+        for path in (*root.glob("split-*.json"), root / LOCK, root / MARK):
+            path.unlink(missing_ok=True)
         root.rmdir()
     except OSError as error:
         raise InputError(f"{root}: cannot be deleted ({error.strerror}).") from None
