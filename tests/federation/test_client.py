@@ -183,6 +183,24 @@ def test_no_job_chooses_which_rows_of_a_silo_are_held_out(make_recipe, silos, ti
     assert len(held_out(node(silos, tiny_base, tmp_path, holdout=0.2), 3, seed=9)) == 2, "its operator may say"
 
 
+def test_rows_of_which_nothing_is_scored_are_not_counted(make_recipe, silos, tiny_base, tmp_path):
+    """A server could have the loss of two rows told by a length into which no others fit."""
+    rows = [
+        {"messages": [{"role": "system", "content": "red " * (3 if number < 2 else 60)},
+                      {"role": "user", "content": "green"}, {"role": "assistant", "content": "blue stone"}]}
+        for number in range(10)
+    ]  # fmt: skip
+    (silos / "ash" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    config, recipe = node(silos, tiny_base, tmp_path, **{"min-rows": 8}), make_recipe()
+    assert answer(hello(recipe), config).fields["test_rows"] == 10
+    job = _job(recipe, "1" * 16).model_copy(update={"max_length": 40})
+    asked = Envelope("down", "hello", {"job": job.model_dump_json()})
+    assert answer(asked, config).fields["test_rows"] == 0
+    vector, described = pack(initial_adapter(adapter_spec(recipe), 0), FLOAT32)
+    said = answer(Envelope("down", "evaluate", {"job": job.model_dump_json(), "round": 0}, vector, described), config)
+    assert "held out are 2 rows, and this silo tells nothing of fewer than 8" in said.failure
+
+
 def test_node_configuration(silos, tmp_path):
     found = silo_of(
         {"data": str(silos / "ash"), "silo": "north", "threads": 2, "ledger": str(tmp_path / "l"), "partition-id": 0}

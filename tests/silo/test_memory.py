@@ -20,24 +20,30 @@ def of(number):
 
 def test_each_round_finds_what_the_last_one_before_it_left(tmp_path):
     held = memory(tmp_path)
-    assert held.before(1) == {} and not (tmp_path / "memory").exists()
+    assert held.begin(1) == {} and not (tmp_path / "memory").exists()
     held.keep(1, of(1))
+    assert held.begin(2)["x"][0] == held.begin(3)["x"][0] == 1
     held.keep(3, of(3))
-    assert [int(held.before(round_)["x"][0]) if held.before(round_) else 0 for round_ in (1, 2, 3, 4, 9)] == [
-        0,
-        1,
-        1,
-        3,
-        3,
-    ]
+    assert held.begin(4)["x"][0] == held.begin(9)["x"][0] == 3
 
 
 def test_a_round_that_is_done_again_drops_what_came_of_it_and_later(tmp_path):
     held = memory(tmp_path)
     for number in (1, 2, 3):
         held.keep(number, of(number))
+    assert held.begin(2)["x"][0] == 1
+    assert held.begin(9)["x"][0] == 1, "2 and 3 are gone"
     held.keep(2, of(20))
-    assert held.before(2)["x"][0] == 1 and held.before(3)["x"][0] == held.before(9)["x"][0] == 20
+    assert held.begin(3)["x"][0] == 20
+
+
+def test_what_comes_too_late_takes_nothing_away(tmp_path):
+    held = memory(tmp_path)
+    for number in (1, 2, 4):
+        held.keep(number, of(number))
+    with pytest.raises(InputError, match="has gone on to round 4: what came of round 3 is too late"):
+        held.keep(3, of(3))
+    assert held.begin(5)["x"][0] == 4
 
 
 def test_the_last_rounds_stay_and_what_is_gone_is_said(tmp_path):
@@ -45,22 +51,22 @@ def test_the_last_rounds_stay_and_what_is_gone_is_said(tmp_path):
     for number in range(1, 8):
         held.keep(number, of(number))
     assert len(list(held.folder.iterdir())) == KEEP
-    assert held.before(7)["x"][0] == 6
     with pytest.raises(InputError, match="no longer remembers what it held before round 3: start a new run"):
-        held.before(3)
+        held.begin(3)
+    assert held.begin(7)["x"][0] == 6, "and what there is stays"
 
 
 def test_a_silo_that_came_late_began_from_nothing(tmp_path):
     held = memory(tmp_path)
     held.keep(4, of(4))
-    assert held.before(2) == held.before(4) == {}
+    assert held.begin(2) == held.begin(4) == {}
     held.keep(2, of(2))
-    assert held.before(4)["x"][0] == 2
+    assert held.begin(4)["x"][0] == 2
 
 
 def test_runs_and_silos_do_not_meet(tmp_path):
     memory(tmp_path).keep(1, of(1))
-    assert memory(tmp_path, run="1" * 16).before(2) == memory(tmp_path, silo="south").before(2) == {}
+    assert memory(tmp_path, run="1" * 16).begin(2) == memory(tmp_path, silo="south").begin(2) == {}
 
 
 def test_what_cannot_be_read_or_written_is_told(tmp_path):
@@ -69,7 +75,7 @@ def test_what_cannot_be_read_or_written_is_told(tmp_path):
     (file,) = held.folder.iterdir()
     file.write_bytes(b"junk")
     with pytest.raises(InputError, match="memory of round 1 cannot be read"):
-        held.before(2)
+        held.begin(2)
     (tmp_path / "a file").write_text("")
     with pytest.raises(InputError, match="memory cannot be written"):
         Memory(tmp_path / "a file", "0" * 16, "a").keep(1, of(1))
@@ -112,11 +118,27 @@ def test_what_a_silo_holds_out_is_drawn_once(tmp_path):
 
 def test_nothing_else_is_deleted(tmp_path):
     (tmp_path / "text.jsonl").write_text("{}")
-    with pytest.raises(InputError, match=f"not the folder of a silo's memory .it does not hold {MARK}"):
+    with pytest.raises(InputError, match=rf"not the folder of a silo's memory .it does not hold {MARK}"):
         forget(tmp_path)
+    with pytest.raises(InputError, match=r"holds something else .text\.jsonl.: name an empty one"):
+        Memory(tmp_path, "0" * 16, "north").keep(1, of(1))
     held = memory(tmp_path)
     held.keep(1, of(1))
-    (held.root / "mine.txt").write_text("")
-    with pytest.raises(InputError, match="cannot be deleted"):
+    (held.root / "mine").mkdir()
+    with pytest.raises(InputError, match=r"holds something else .mine.\. Move it away first"):
         forget(held.root)
-    assert (held.root / "mine.txt").exists()
+    assert (held.root / "mine").exists() and len(held.begin(2)["x"]) == 3
+
+
+def test_what_a_kill_left_is_forgotten_too(tmp_path):
+    held = memory(tmp_path)
+    held.keep(1, of(1))
+    for name in (".memory.json-0123456789ab", f".split-{'0' * 16}.json-0123456789ab"):
+        (held.root / name).write_text("{")
+    held.keep(2, of(2))
+    assert forget(held.root) == 1 and not held.root.exists()
+
+
+@pytest.mark.parametrize(("asked", "held"), [(1e-6, 0.05), (0.2, 0.2), (0.99, 0.5)])
+def test_no_job_makes_a_silo_hold_out_nearly_nothing_or_nearly_all(tmp_path, asked, held):
+    assert own_split(tmp_path / "memory", "north", asked)[1] == held

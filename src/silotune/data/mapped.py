@@ -31,6 +31,9 @@ def _bytes(path: Path) -> NDArray[np.uint8]:
     size = path.stat().st_size
     if not size:  # which cannot be mapped
         return np.zeros(0, np.uint8)
-    held: NDArray[np.uint8] = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+    try:
+        held: NDArray[np.uint8] = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+    except RuntimeError:  # its mapping counts as memory that may be written to, and may be more than there is
+        return np.memmap(path, np.uint8, "r")
     held.flags.writeable = False
     return held

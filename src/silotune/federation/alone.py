@@ -1,8 +1,8 @@
 """A finished run's silos train alone, each where its text lies, and say how that does on their own held-out rows.
 
 What a comparison needs and a deployment cannot give otherwise: the model that a silo makes alone is not sent, and
-nobody tests it on another silo's rows. Each takes as many rounds as it took part in, from the same start, with the
-same batch, steps, learning rate and course as in the federation.
+nobody tests it on another silo's rows. Each takes as many rounds as it took part in, from the same start (but for
+what a codec took of the server's), with the same batch, steps, learning rate and course as in the federation.
 """
 
 import hashlib

@@ -277,7 +277,8 @@ def _trained(
         told = {"model": name, "seed": recipe.seed, "rows": sum(len(ground.corpus(silo, rows).train) for silo in silos),
                 "silos": {silo: asdict(spent) for silo, spent in spent_by(work.metrics()).items()}}  # fmt: skip
         atomic.write_text(done, json.dumps(told, indent=2, ensure_ascii=False))
-    shutil.rmtree(work.states, ignore_errors=True)
+    for needless in (work.states, work.path / MEMORY):
+        shutil.rmtree(needless, ignore_errors=True)
     told = json.loads(done.read_text(encoding="utf-8"))
     by_silo = {silo: Spent(**spent) for silo, spent in told["silos"].items()}
     return Model(name, recipe.seed, work.path, work.adapter, told["rows"],

@@ -83,7 +83,9 @@ def silo_of(node_config: Mapping[str, Any]) -> SiloConfig:
 @functools.lru_cache(maxsize=1)
 def _virtual_silos(recipe: str, scratch: str | None) -> tuple[SiloConfig, ...]:
     crew = crew_of(load_recipe(Path(recipe)))
-    return crew.showing(Path(scratch)).silos if scratch else crew.silos
+    if scratch:
+        return crew.showing(Path(scratch)).silos
+    return tuple(replace(silo, memory=default_root()) for silo in crew.silos)
 
 
 NODE_KEYS: Mapping[str, type] = {
@@ -244,6 +246,8 @@ def _with_split(silo: SiloConfig, job: Job) -> SiloConfig:
     if silo.files.test or not silo.own_machine or silo.memory is None:
         return replace(silo, holdout=share)
     seed, fixed = own_split(silo.memory, silo.files.name, share)
+    if silo.holdout is None and fixed != job.holdout:
+        logger.warning("held out is %g of the rows, as for every job; this one says %g", fixed, job.holdout)
     return replace(silo, seed=seed, holdout=fixed if silo.holdout is None else silo.holdout)
 
 
@@ -267,9 +271,9 @@ def _hello(request: Envelope, silo: SiloConfig) -> Envelope:
     train, test = work.corpus.train, work.corpus.test
     for file, fields in {**test.store.described.unused, **train.store.described.unused}.items():
         logger.warning("%s: fields that are not read: %s", printable(file), ", ".join(map(printable, fields)))
-    tested = test.rows >= silo.min_rows
+    tested = _scored(work) >= silo.min_rows
     if not tested:
-        logger.warning("%d rows are held out, fewer than min-rows = %d: no loss is told", test.rows, silo.min_rows)
+        logger.warning("%d rows are held out, fewer than min-rows = %d: no loss is told", _scored(work), silo.min_rows)
     profile = Profile(
         silo=silo.files.name,
         fingerprint=work.tuner.fingerprint,
@@ -315,9 +319,10 @@ def _train(request: Envelope, silo: SiloConfig) -> Envelope:
     totals, after, moments = already() if already else _trained(work, before, trainable, moments_in(work, remembered))
     update = {name: after[name] - before[name] for name in trainable}
     draw = np.random.Generator(np.random.Philox(derive(work.job.seed, "codec", silo.files.name, work.round)))
-    leaving = written(update, codecs.find(work.job.codec), draw, remembered)
+    leaving = written(update, codecs.find(work.job.codec), draw, remembered, before)
     if memory is not None:
-        kept = {MOMENTS + name: value for name, value in (moments or {}).items()}
+        sound = leaving.usable and all(np.isfinite(value).all() for value in (moments or {}).values())
+        kept = {MOMENTS + name: value for name, value in (moments or {}).items()} if sound else {}
         memory.keep(work.round, {**leaving.remembered, **kept})
     fields: dict[str, Scalar] = {
         "steps": totals.steps,
@@ -362,7 +367,7 @@ def recalled(work: Work) -> Remembered:
         InputError: it cannot be had.
     """
     memory = _memory(work)
-    return memory.before(work.round) if memory is not None else {}
+    return memory.begin(work.round) if memory is not None else {}
 
 
 def moments_in(work: Work, remembered: Remembered) -> Remembered | None:
@@ -392,6 +397,11 @@ def _trained(
     return totals, lora.take(work.tuner.model), moments
 
 
+def _scored(work: Work) -> int:
+    """Held-out rows of which at least one token is scored: a job's `max_length` may leave few."""
+    return len(np.unique(work.corpus.test.row_of))
+
+
 def _require_rows(rows: int, what: str, silo: SiloConfig) -> None:
     """Refuse to tell of so few rows that a figure, or an update, would be one of single rows."""
     if rows < silo.min_rows:
@@ -403,7 +413,7 @@ def _evaluate(request: Envelope, silo: SiloConfig) -> Envelope:
     from silotune.training.evaluation import evaluate
 
     work = prepare(request, silo)
-    _require_rows(work.corpus.test.rows, "held out are", silo)
+    _require_rows(_scored(work), "held out are", silo)
     lora.put(work.tuner.model, received(request, work))
     score = evaluate(work.tuner, work.ways, work.corpus.test, lambda: work.progress())
     fields: dict[str, Scalar] = {
@@ -427,7 +437,7 @@ def _alone(request: Envelope, silo: SiloConfig) -> Envelope:
     work, rounds = prepare(request, silo), int(request.fields["rounds"])
     if not 1 <= rounds <= work.job.training.rounds:
         raise InputError(f"the server asks for {rounds} rounds alone; the run has {work.job.training.rounds}")
-    _require_rows(work.corpus.test.rows, "held out are", silo)
+    _require_rows(_scored(work), "held out are", silo)
     training = work.job.training.model_copy(update={"rounds": rounds, "proximal": 0.0})
     work = replace(work, job=work.job.model_copy(update={"training": training}))
     adapter: AdapterState = initial_adapter(work.tuner.spec, derive(work.job.seed, "adapter"))

@@ -2,7 +2,8 @@
 
 Flower's only backend is Ray. A cluster is started for the run alone, in a folder of its own, and ends with it. A
 worker that dies (killed, out of memory) is started anew and its message answered again: local training is a
-function of the message and the silo's rows, so the run's result stays the same to the bit.
+function of the message, the silo's rows and what it remembered before the round, so the run's result stays the same to
+the bit.
 
 A silo that did not answer in time is called off: its work ends at its next step, and where it had not begun yet it
 never does, so that it does not stand before the next round's. A worker that hangs between two steps keeps its slot

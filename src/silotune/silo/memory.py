@@ -38,6 +38,8 @@ KEEP = 3
 """Rounds of a silo that stay: more than the states that a run keeps to go on from."""
 MARK, LOCK = "memory.json", ".lock"
 FORMAT = 1
+SHARES = 0.05, 0.5
+"""Within which a job may say, the first time, what share is held out."""
 
 
 def default_root() -> Path:
@@ -61,17 +63,30 @@ class Memory:
         """Of this silo in this run."""
         return self.root / self.run / _digest(self.silo)
 
-    def before(self, round_: int) -> Remembered:
-        """What the silo remembered when a round began: {} if it had not taken part.
+    def begin(self, round_: int) -> Remembered:
+        """What the silo remembers as a round begins: {} if it has not taken part yet.
+
+        What is there of this round or later is dropped: it did not count.
 
         Raises:
             InputError: that cannot be read, or is no longer there.
         """
         kept = self._rounds()
+        if any(number >= round_ for number in kept):
+            with _written(self.root):
+                return self._before(round_, drop=True)
+        return self._before(round_)
+
+    def _before(self, round_: int, *, drop: bool = False) -> Remembered:
+        kept = self._rounds()
         earlier = [number for number in kept if number < round_]
+        if not earlier and kept and _began_after(kept[min(kept)]):
+            raise InputError(f"this silo no longer remembers what it held before round {round_}: start a new run.")
+        if drop:
+            for number, path in kept.items():
+                if number >= round_:
+                    path.unlink(missing_ok=True)
         if not earlier:
-            if kept and _began_after(kept[min(kept)]):
-                raise InputError(f"this silo no longer remembers what it held before round {round_}: start a new run.")
             return {}
         path = kept[max(earlier)]
         try:
@@ -83,16 +98,15 @@ class Memory:
         """Write what the silo remembers after a round, whole or not at all, and on the disk.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: it cannot be written, or the silo has gone on to a later round.
         """
-        kept = self._rounds()
-        earlier = max((number for number in kept if number < round_), default=0)
         whole = {name: np.ascontiguousarray(value) for name, value in remembered.items()}
         with _written(self.root):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for number, path in kept.items():
-                if number > round_:
-                    path.unlink(missing_ok=True)
+            kept = self._rounds()
+            if kept and max(kept) > round_:
+                raise InputError(f"this silo has gone on to round {max(kept)}: what came of round {round_} is too late")
+            earlier = max((number for number in kept if number < round_), default=0)
             atomic.write_bytes(self._file(round_), save(whole, {"before": str(earlier)}))
             for number in sorted(number for number in kept if number < round_)[: 1 - KEEP]:
                 kept[number].unlink(missing_ok=True)
@@ -155,12 +169,21 @@ def _written(root: Path) -> Iterator[None]:
     """
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (root / MARK).is_file() and (others := [each.name for each in root.iterdir() if not _own(each)]):
+            raise InputError(f"the folder of this silo's memory holds something else ({others[0]}): name an empty one.")
         with FileLock(root / LOCK):
             if not (root / MARK).is_file():
                 atomic.write_text(root / MARK, json.dumps({"format": FORMAT}) + "\n")
             yield
     except OSError as error:
-        raise InputError(f"this silo's memory cannot be written ({error.strerror}).") from None
+        raise InputError(
+            f"this silo's memory cannot be written ({error.strerror}): name a folder with the node's `memory`"
+        ) from None
+
+
+def _own(path: Path) -> bool:
+    """Whether something in a memory folder is the memory's, by its name; what was cut short as it was written too."""
+    return bool(re.fullmatch(r"[0-9a-f]{16}|\.lock|\.?(memory|split-[0-9a-f]{16})\.json(-[0-9a-f]+)?", path.name))
 
 
 def _digest(name: str) -> str:
@@ -176,12 +199,12 @@ def own_split(root: Path, silo: str, share: float) -> tuple[int, float]:
     Args:
         root: of the memory.
         silo: its name.
-        share: to hold out, if this is the first time.
+        share: to hold out, if this is the first time; brought into `SHARES`, for it may be a job's.
 
     Raises:
         InputError: they cannot be read or written.
     """
-    path = root / f"split-{_digest(silo)}.json"
+    path, share = root / f"split-{_digest(silo)}.json", min(max(share, SHARES[0]), SHARES[1])
     with _written(root):
         if not path.is_file():
             atomic.write_text(path, json.dumps({"seed": secrets.randbits(62), "share": share}) + "\n")
@@ -204,11 +227,14 @@ def forget(root: Path) -> int:
     """
     if not (root / MARK).is_file():
         raise InputError(f"{root}: not the folder of a silo's memory (it does not hold {MARK}).")
-    runs = [entry for entry in root.iterdir() if entry.is_dir()]
+    entries = list(root.iterdir())
+    if others := [entry.name for entry in entries if not _own(entry)]:
+        raise InputError(f"{root}: holds something else ({others[0]}). Move it away first.")
+    runs = [entry for entry in entries if entry.is_dir()]
     try:
         for run in runs:
             shutil.rmtree(run)
-        for path in (*root.glob("split-*.json"), root / LOCK, root / MARK):
+        for path in sorted(root.iterdir(), key=lambda path: path.name == MARK):  # that comes last
             path.unlink(missing_ok=True)
         root.rmdir()
     except OSError as error:

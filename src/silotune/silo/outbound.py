@@ -25,9 +25,11 @@ class Outgoing:
     remembered: Remembered
     codec_error: float
     """||sent - meant|| / ||meant||, where meant is the update with what the silo still owed; 0 if that is 0."""
+    usable: bool
+    """Whether the server can take it: it is finite, and leads to numbers within the wire's bound."""
 
 
-def written(update: AdapterState, codec: Codec, draw: Draw, remembered: Remembered) -> Outgoing:
+def written(update: AdapterState, codec: Codec, draw: Draw, remembered: Remembered, received: AdapterState) -> Outgoing:
     """Write an update in a codec; with error feedback, together with the residual of earlier rounds.
 
     Args:
@@ -35,19 +37,22 @@ def written(update: AdapterState, codec: Codec, draw: Draw, remembered: Remember
         codec: of the run.
         draw: what rounding is drawn with.
         remembered: the silo's memory before the round. Residuals of tensors that are not in `update` stay in it, and
-            all of it stays as it is where the update holds numbers that are not finite, which the server refuses.
+            all of it stays as it is where the server will refuse the update.
+        received: the adapter that the round started from.
     """
     owed = {name: remembered[RESIDUAL + name] for name in update if codec.feedback and RESIDUAL + name in remembered}
     meant = {name: value + owed[name] if name in owed else value for name, value in update.items()}
     array, described = manifest.pack(meant, codec, draw)
-    if codec.lossless or not all(np.isfinite(value).all() for value in meant.values()):
-        return Outgoing(array, described, remembered, 0.0)
     spec = AdapterSpec.of(meant)
     sent = unflatten(codec.decode(array, spec.size), spec)
+    # NaN compares false as well.
+    usable = all(bool((np.abs(received[name] + value) <= manifest.MAX_MAGNITUDE).all()) for name, value in sent.items())
+    if codec.lossless or not usable:
+        return Outgoing(array, described, remembered, 0.0, usable)
     lost = {name: value - sent[name] for name, value in meant.items()}
     whole = _norm(meant)
     kept = {RESIDUAL + name: value for name, value in lost.items()} if codec.feedback else {}
-    return Outgoing(array, described, {**remembered, **kept}, _norm(lost) / whole if whole else 0.0)
+    return Outgoing(array, described, {**remembered, **kept}, _norm(lost) / whole if whole else 0.0, usable)
 
 
 def _norm(arrays: AdapterState) -> float:

@@ -165,6 +165,8 @@ def moments_of(optimizer: Any, tensors: Mapping[str, Any]) -> Moments:
     found: Moments = {}
     for name, tensor in tensors.items():
         held = optimizer.state[tensor]
+        if not held:  # no row has reached it
+            continue
         found[f"t/{name}"] = np.array([float(held["step"])], np.float32)
         found[f"m/{name}"] = held["exp_avg"].detach().cpu().numpy().copy()
         found[f"v/{name}"] = held["exp_avg_sq"].detach().cpu().numpy().copy()

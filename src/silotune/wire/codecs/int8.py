@@ -1,11 +1,11 @@
 """Blocks of 64 numbers, each a whole number of steps of its block's own scale: 1.06 bytes per number.
 
 The scale is the largest absolute value of the block over 127, rounded up to 16 bits of mantissa: then every step times
-its scale is a float32 exactly, and what has been rounded once comes back to the bit when it is rounded again. A silo's
-update is rounded up or down by a draw from the run's seed, so that it is right on average (Dan Alistarh et al., "QSGD",
-NeurIPS 2017, arXiv 1610.02132); and what was lost is added to the silo's next update (Sai Praneeth Karimireddy et al.,
-"Error Feedback Fixes SignSGD and other Gradient Compression Schemes", ICML 2019, arXiv 1901.09847). What the server
-sends is rounded to the nearest.
+its scale is a float32 exactly, and what has been rounded to the nearest comes back to the bit when it is again. What
+the server sends is rounded so. A silo's update is rounded up or down by a draw from the run's seed, so that it is right
+on average (Dan Alistarh et al., "QSGD", NeurIPS 2017, arXiv 1610.02132); and what was lost is added to the silo's next
+update (Sai Praneeth Karimireddy et al., "Error Feedback Fixes SignSGD and other Gradient Compression Schemes", ICML
+2019, arXiv 1901.09847).
 
 Guarantee. With steps of size s in a block, |x - Q(x)| <= s/2 to the nearest and <= s where it is drawn, and then
 E Q(x) = x but for a float32's own rounding. With u_t a silo's updates and e_t what it keeps, sum_t Q(u_t + e_t-1) =
@@ -38,6 +38,7 @@ def encode(vector: Vector, draw: Draw) -> NDArray[np.uint8]:
     padded[:count] = vector
     values = padded.reshape(blocks, BLOCK)
     exact = np.abs(values).max(axis=1, initial=0) / np.float32(MOST)
+    exact[np.isnan(exact)] = np.nan  # of which the bits below are 0
     scales = ((exact.view(np.uint32) + np.uint32(0xFF)) & np.uint32(0xFFFFFF00)).view(np.float32)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         values /= scales[:, None]
