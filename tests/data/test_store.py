@@ -75,9 +75,9 @@ def test_cut_lost_and_windows_are_counted_by_row(tmp_path, tokenizer):
 
 def test_stores_in_use_hold_no_descriptor_and_cannot_be_written(tmp_path, tokenizer):
     path = str(write_records(tmp_path / "a.jsonl", RECORDS[:20]))
-    before = len(list(Path("/proc/self/fd").iterdir()))
     held = [open_store([path], Reading(), tokenizer, length) for length in (20, 30, 40)]
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    kept = {entry.resolve() for entry in Path("/proc/self/fd").iterdir()}
+    assert not any(path.is_relative_to(tmp_path) for path in kept)
     for array in (held[0].ids, held[0].answered, *(getattr(held[0], name) for name in store.ARRAYS)):
         with pytest.raises(ValueError, match="read-only"):
             array[:1] = array[:1]
@@ -238,7 +238,7 @@ print(most[0] - before)
 def many_records():
     random, words = Random(0), WORDS[:17]  # each row another, or the packed ones would be taken for bombs
     return [
-        {"prompt": " ".join(random.choices(words, k=400)), "completion": " ".join(random.choices(words, k=50))}
+        {"prompt": " ".join(random.choices(words, k=500)), "completion": " ".join(random.choices(words, k=50))}
         for _ in range(8_000)
     ]
 
@@ -255,4 +255,4 @@ def test_a_file_of_any_size_is_read_in_bounded_memory(tmp_path, name, many_recor
     told = subprocess.run([sys.executable, "-c", MEMORY, str(small), str(large)], capture_output=True, text=True, env=environment, check=True)  # fmt: skip
     grown = int(told.stdout) * 1024
     text = sum(len(json.dumps(record)) for record in many_records)
-    assert grown < 19 << 20 < text
+    assert grown < 24 << 20 < text
