@@ -11,7 +11,7 @@ import silotune
 
 ROOT = Path(silotune.__file__).parent
 LAYERS = {
-    "errors": 0, "streams": 0, "settings": 0, "recipe": 0, "reference": 0, "cache": 0, "atomic": 0, "data": 1, "model": 1, "training": 2, "wire": 2, "privacy": 2, "algorithms": 2, "aggregation": 2,
+    "errors": 0, "streams": 0, "settings": 0, "recipe": 0, "reference": 0, "cache": 0, "atomic": 0, "named": 0, "data": 1, "model": 1, "training": 2, "wire": 2, "privacy": 2, "algorithms": 2, "aggregation": 2,
     "silo": 3, "federation": 3, "report": 4, "serving": 4, "demo": 4, "api": 5, "commands": 5, "flower": 5, "cli": 5, "__init__": 5, "": 5,
 }  # fmt: skip
 INSIDE_A_LAYER = {
