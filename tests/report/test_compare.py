@@ -363,10 +363,10 @@ def test_an_unfinished_run_is_refused(run):
 def test_a_training_that_diverges_is_told_with_its_model(run, monkeypatch):
     real = training.train_round
 
-    def fail(tuner, ways, rows, settings, seed, silo, *rest):
+    def fail(tuner, ways, rows, settings, seed, silo, *rest, **more):
         if silo == "pooled":
             raise training.DivergedError("the loss is not finite at step 1")
-        return real(tuner, ways, rows, settings, seed, silo, *rest)
+        return real(tuner, ways, rows, settings, seed, silo, *rest, **more)
 
     monkeypatch.setattr(training, "train_round", fail)
     with pytest.raises(FederationError, match="pooled: the loss is not finite"):
