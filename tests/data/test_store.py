@@ -83,6 +83,20 @@ def test_stores_in_use_hold_no_descriptor_and_cannot_be_written(tmp_path, tokeni
             array[:1] = array[:1]
 
 
+def test_a_store_beyond_what_may_be_mapped_writable_is_opened_all_the_same(tmp_path, tokenizer, monkeypatch):
+    import torch
+
+    path = str(write_records(tmp_path / "a.jsonl", RECORDS[:20]))
+    plain = open_store([path], Reading(), tokenizer, 40)
+
+    def refuse(*_, **__):
+        raise RuntimeError("unable to mmap 64 bytes: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(torch, "from_file", refuse)
+    held = open_store([path], Reading(), tokenizer, 40)
+    assert (held.ids == plain.ids).all() and (held.places == plain.places).all() and not held.ids.flags.writeable
+
+
 def test_it_is_built_once_for_a_content(tmp_path, tokenizer, monkeypatch):
     path = write_records(tmp_path / "a.jsonl", RECORDS[:5])
     built = []

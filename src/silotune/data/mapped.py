@@ -1,7 +1,8 @@
 """Arrays in files, mapped into memory without a descriptor kept open.
 
 `numpy.memmap` keeps one descriptor per array for as long as the array lives. A process may hold 1,024 by default on
-Linux, which a federation of some twenty silos with a dozen arrays for each split would have used up.
+Linux, which a federation of some twenty silos with a dozen arrays for each split would have used up. A file that is
+larger than the memory that may be mapped writable is mapped by NumPy all the same: of such there are few.
 """
 
 from pathlib import Path

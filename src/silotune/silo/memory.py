@@ -52,15 +52,15 @@ class Memory:
     """A silo's memory of one run."""
 
     root: Path
-    """That the silo's operator chose; made when it is first written to."""
+    """The folder that the silo's operator chose; it is made when it is first written to."""
     run: str
     """The run's identity, hexadecimal."""
     silo: str
-    """Its name."""
+    """The silo's name."""
 
     @property
     def folder(self) -> Path:
-        """Of this silo in this run."""
+        """Where this silo's memory of this run lies."""
         return self.root / self.run / _digest(self.silo)
 
     def begin(self, round_: int) -> Remembered:
@@ -220,7 +220,7 @@ def forget(root: Path) -> int:
     """Delete a memory folder with all that silos remember in it, and nothing else.
 
     Returns:
-        Of how many runs there was something in it.
+        The number of runs that it held something of.
 
     Raises:
         InputError: it is none, or cannot be deleted.
