@@ -131,12 +131,12 @@ def test_resuming_a_finished_run_changes_nothing(call, run):
 
 
 def test_too_few_silos_exit_3(call, recipe_file, tmp_path, monkeypatch):
-    from silotune.training import local
+    from silotune.training import loop
 
     def fail(*_):
         raise ValueError
 
-    monkeypatch.setattr(local, "train_round", fail)
+    monkeypatch.setattr(loop, "train_round", fail)
     code, _, err = call("train", recipe_file, "--out", tmp_path / "run")
     assert code == 3 and "round 1: 0 of 3 updates could be used" in err
 

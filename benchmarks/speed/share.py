@@ -49,7 +49,7 @@ def our_step(data: Path) -> tuple[Callable[[], None], int]:
     from silotune.model.base import place
     from silotune.model.tuner import tuner
     from silotune.settings import LoraSettings, TrainingSettings
-    from silotune.training.forward import loss_and_correct, ways_of
+    from silotune.training.forward import losses, ways_of
     from silotune.training.kept import Keep
 
     resident = tuner("smollm2-135m", LoraSettings(r=RANK, alpha=ALPHA), place("cpu", "auto"))
@@ -61,7 +61,7 @@ def our_step(data: Path) -> tuple[Callable[[], None], int]:
 
     def step() -> None:
         for batch in batches:
-            loss_and_correct(resident.model, batch, ways)[0].backward()
+            losses(resident.model, batch, ways).sum().backward()
 
     return step, sum(int(batch.mask.sum()) for batch in batches)
 

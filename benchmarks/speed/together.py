@@ -90,7 +90,7 @@ def _measured(work: dict[str, Any], batch: int, passes: int) -> dict[str, Any]:
 
 def _apart(work: dict[str, Any], settings: Any) -> tuple[int, list[Any]]:
     from silotune.model import lora
-    from silotune.training.local import train_round
+    from silotune.training.loop import train_round
 
     tokens, adapters = 0, []
     for name, split in work["splits"].items():

@@ -180,16 +180,16 @@ def test_the_round_without_a_silo_is_the_round_of_the_others(make_recipe, tmp_pa
 
 
 def test_a_silo_that_fails_is_named_with_its_reason(make_recipe, tmp_path, monkeypatch):
-    from silotune.training import local
+    from silotune.training import loop
 
-    honest = local.train_round
+    honest = loop.train_round
 
     def fail(*arguments):
         if arguments[5:7] == ("ash", 2):
             raise ValueError("private words")
         return honest(*arguments)
 
-    monkeypatch.setattr(local, "train_round", fail)
+    monkeypatch.setattr(loop, "train_round", fail)
     _, events = run(make_recipe(), tmp_path / "run")
     (left_out,) = [event.fields for event in events if event.kind == "left_out"]
     assert left_out["silo"] == "ash" and "unexpected ValueError in test_server.py" in left_out["reason"]

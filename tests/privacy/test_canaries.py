@@ -153,14 +153,14 @@ def search(*folders):
 
 def test_no_canary_in_what_is_said_when_things_go_wrong(make_recipe, planted, tmp_path, monkeypatch, caplog, capfd):
     """A crash whose exception quotes a row, and rows that cannot be tokenised, tell nothing of the row."""
-    from silotune.training import local
+    from silotune.training import loop
 
     word = CANARIES["ash"]
 
     def crash(*_):
         raise RuntimeError(f"could not digest {word}")
 
-    monkeypatch.setattr(local, "train_round", crash)
+    monkeypatch.setattr(loop, "train_round", crash)
     events = []
     with pytest.raises(silotune.FederationError) as error:
         silotune.train(make_recipe(data=planted), out=tmp_path / "run", watch=events.append)

@@ -7,6 +7,7 @@ A block of code without a language holds commands and nothing else; what is no c
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,9 +119,23 @@ def test_examples_of_recipes_are_recipes():
         check_recipe(tomllib.loads(block), "docs")
 
 
-@pytest.mark.timeout(1800)  # every command once, on the embedded model: minutes, and more where others use the machine
-def test_the_commands_work_in_the_order_of_a_reader(tmp_path):
-    """init, check and train as written, but for a shorter training; then everything that is done with the run."""
+@pytest.fixture
+def shallow(tmp_path):
+    """The embedded model with the first two of its thirty layers: its real tokenizer and template at a quarter of the time.
+
+    The whole model goes through the same commands in test_embedded.py and in `make demo`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    whole = embedded.embedded()
+    folder = tmp_path / "shallow"
+    shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModelForCausalLM.from_pretrained(whole, num_hidden_layers=2).save_pretrained(folder)
+    return folder
+
+
+def test_the_commands_work_in_the_order_of_a_reader(tmp_path, shallow):
+    """init, check and train as written, but for a smaller base and a shorter training; then all that is done with the run."""
     order = ["init", "check", "train", "compare", "report", "generate", "evaluate", "export", "chat", "watch", "serve"]
     listed = [command for command in commands() if runs_here(command)]
     assert {shlex.split(command)[1] for command in listed} <= set(order)
@@ -129,6 +144,8 @@ def test_the_commands_work_in_the_order_of_a_reader(tmp_path):
     run_commands([words for words in ordered if words[0] == "init"], tmp_path)
     recipe = tmp_path / "first" / "recipe.toml"
     text = re.sub(r"^(rounds|steps) = \d+", r"\1 = 2", recipe.read_text(encoding="utf-8"), flags=re.M)
+    text, changed = re.subn(r'^base = "smollm2-135m"', f'base = "{shallow}"', text, flags=re.M)
+    assert changed == 1
     recipe.write_text(text, encoding="utf-8")
     later = next((tmp_path / "first" / "silos").rglob("train.jsonl"))
     (tmp_path / "later.jsonl").write_text("".join(later.read_text(encoding="utf-8").splitlines(True)[:3]))
@@ -139,7 +156,7 @@ def test_the_commands_work_in_the_order_of_a_reader(tmp_path):
     assert (tmp_path / "runs" / "first" / "compare.json").exists()
     for block in blocks("python"):
         if "OpenAI(" not in block:  # that one is run beside `serve`
-            run_python(block.replace("PATH_OR_ID_OF_THE_BASE", str(embedded.embedded())), tmp_path)
+            run_python(block.replace("PATH_OR_ID_OF_THE_BASE", str(shallow)), tmp_path)
 
 
 COMMANDS = """
@@ -163,8 +180,8 @@ def run_commands(listed: list[list[str]], folder: Path) -> None:
 def run_python(code: str, folder: Path, *arguments: str) -> None:
     """Run an example as a script of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True, timeout=PATIENCE
-    )
+        [sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )  # the test's own limit ends it
     assert done.returncode == 0, f"{code}\n{done.stderr}"
 
 

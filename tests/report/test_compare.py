@@ -8,11 +8,11 @@ import pytest
 from tests.conftest import WORDS, write_silo
 
 import silotune
-from silotune.errors import FederationError, InputError, Interrupted, RunError
+from silotune.errors import DivergedError, FederationError, InputError, Interrupted, RunError
 from silotune.federation import baselines
 from silotune.report import comparison, plots
 from silotune.report.comparison import Comparison
-from silotune.training import local as training
+from silotune.training import loop as training
 
 SILOS = ("ash", "birch", "cedar")
 
@@ -365,7 +365,7 @@ def test_a_training_that_diverges_is_told_with_its_model(run, monkeypatch):
 
     def fail(tuner, ways, rows, settings, seed, silo, *rest, **more):
         if silo == "pooled":
-            raise training.DivergedError("the loss is not finite at step 1")
+            raise DivergedError("the loss is not finite at step 1")
         return real(tuner, ways, rows, settings, seed, silo, *rest, **more)
 
     monkeypatch.setattr(training, "train_round", fail)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tests.data.helpers import split_of
-from tests.training.test_local import WAYS, rows
+from tests.training.test_loop import WAYS, rows
 
 from silotune.data.batches import collate, plan_round
 from silotune.model import lora
@@ -12,9 +12,10 @@ from silotune.model.adapter import initial_adapter
 from silotune.model.base import place
 from silotune.model.tuner import tuner
 from silotune.settings import LoraSettings, TrainingSettings
-from silotune.training.corrections import plain, proximal
-from silotune.training.local import learning_rate, train_round
-from silotune.training.loss import plain_logits, summed_loss
+from silotune.training.corrections import nothing, proximal
+from silotune.training.course import learning_rate
+from silotune.training.loop import train_round
+from silotune.training.loss import plain_logits, summed_losses
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_the_gradient_is_that_of_the_term():
 
 
 def test_where_mu_is_0_there_is_nothing_to_add(resident):
-    assert proximal(0.0, []) is plain
+    assert proximal(0.0, []) is nothing
     one, other = trained(resident, 0.0), trained(resident, 0.0)
     assert all((one[name] == other[name]).all() for name in one)
 
@@ -76,7 +77,7 @@ def test_the_loop_equals_one_that_writes_the_term_out(resident):
         optimizer.param_groups[0]["lr"] = learning_rate(settings, number / 4)
         optimizer.zero_grad()
         batches = [collate([examples[row] for row in rows_], 0, "cpu") for rows_ in step]
-        loss = sum(summed_loss(plain_logits(resident.model, batch), batch) for batch in batches)
+        loss = sum(summed_losses(plain_logits(resident.model, batch), batch).sum() for batch in batches)
         away = sum(((factor - start) ** 2).sum() for factor, start in zip(factors, starts, strict=True))
         (loss / sum(batch.loss_tokens for batch in batches) + mu / 2 * away).backward()
         torch.nn.utils.clip_grad_norm_(factors, 1.0)

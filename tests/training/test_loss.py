@@ -12,7 +12,7 @@ from silotune.model.base import place
 from silotune.model.tuner import tuner
 from silotune.settings import LoraSettings
 from silotune.training import loss
-from silotune.training.loss import answer_logits, head_is_plain, plain_logits, summed_loss
+from silotune.training.loss import answer_logits, head_is_plain, plain_logits, summed_losses
 
 
 def examples(count=4):
@@ -37,7 +37,7 @@ def loss_and_gradients(tuned, logits_of, rows):
     total = torch.zeros(())
     for row in rows:
         batch = collate(row, 0, "cpu")
-        loss = summed_loss(logits_of(tuned, batch), batch)
+        loss = summed_losses(logits_of(tuned, batch), batch).sum()
         loss.backward()
         total += loss.detach()
     return total, {name: factor.grad.clone() for name, factor in lora.factors(tuned).items()}
@@ -63,7 +63,7 @@ def test_the_loss_is_that_of_transformers(tuned):
     labels = torch.full_like(batch.ids, -100)
     labels[:, 1:][batch.predicts[:, :-1]] = batch.ids[:, 1:][batch.predicts[:, :-1]]
     expected = tuned(input_ids=batch.ids, attention_mask=batch.mask, labels=labels).loss
-    ours = summed_loss(answer_logits(tuned, batch), batch) / batch.loss_tokens
+    ours = summed_losses(answer_logits(tuned, batch), batch).sum() / batch.loss_tokens
     assert torch.allclose(ours, expected, rtol=1e-5)
 
 

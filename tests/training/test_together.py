@@ -15,7 +15,7 @@ from tests.training.test_forward import MODELS, adapted, make
 
 import silotune
 from silotune.data.rows import Row, Turn
-from silotune.errors import SilotuneError
+from silotune.errors import DivergedError, SilotuneError
 from silotune.federation import checkpoint
 from silotune.federation import together as federation_together
 from silotune.model import lora
@@ -24,9 +24,10 @@ from silotune.model.base import place
 from silotune.model.tuner import tuner
 from silotune.settings import LoraSettings, TrainingSettings
 from silotune.training import together
+from silotune.training.course import Step
 from silotune.training.forward import Ways, ways_of
 from silotune.training.kept import Keep
-from silotune.training.local import DivergedError, Step, train_round
+from silotune.training.loop import train_round
 from silotune.training.together import Part, can_stack, in_one_pass, train_together
 
 PLAIN = Ways(head=True, start=False)

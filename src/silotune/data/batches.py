@@ -5,7 +5,7 @@ No state is kept, so a resumed run and a silo that starts a new process for ever
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from silotune.data.seeds import derive
 from silotune.data.tokens import Example
 from silotune.errors import DataError
 from silotune.settings import TrainingSettings
+
+if TYPE_CHECKING:  # it takes seconds to load, and plans need none of it
+    from torch import Tensor
 
 DEFAULT_STEPS = 20
 MOST_ROWS = 1_000_000
@@ -75,11 +78,11 @@ def _walk(first: int, count: int, rows: int, seed: int, silo: str) -> list[int]:
 class Batch:
     """Rows padded on the right to the longest of them, as tensors on the model's device."""
 
-    ids: Any
+    ids: "Tensor"
     """int64 (rows, length)."""
-    mask: Any
+    mask: "Tensor"
     """int64 (rows, length): 1 where there is a token."""
-    predicts: Any
+    predicts: "Tensor"
     """bool (rows, length): whether the next token of this position carries loss."""
     shared: int = 0
     """Tokens that all rows of a silo begin with and that carry no loss."""

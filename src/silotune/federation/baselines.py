@@ -234,7 +234,7 @@ def _rounds_of(ground: Ground, name: str, recipe: Recipe) -> Callable[[Event], N
 
 def _pool(ground: Ground, work: RunFolder, recipe: Recipe, silos: list[str]) -> AdapterState:
     """Rounds of local training on all rows, saved after each."""
-    from silotune.training.local import train_round
+    from silotune.training.loop import train_round
 
     work.path.mkdir(parents=True, exist_ok=True)
     saved = checkpoint.latest(work)

@@ -387,7 +387,7 @@ def _trained(
 ) -> tuple[Any, AdapterState, Remembered | None]:
     """Train these tensors of an adapter on the silo's rows: totals, and what adapter and moments have become."""
     from silotune.model import lora
-    from silotune.training.local import train_round
+    from silotune.training.loop import train_round
 
     lora.put(work.tuner.model, adapter)
     totals = train_round(

@@ -19,7 +19,8 @@ from silotune.federation.app import MOST_BYTES
 from silotune.federation.client import TRAINED, Work, moments_in, prepare, recalled, received, silo_of, trainable_in
 from silotune.federation.messages import envelope
 from silotune.model.adapter import AdapterState
-from silotune.training.local import Moments, StepReport, TrainingTotals
+from silotune.training.course import StepReport, TrainingTotals
+from silotune.training.optimizer import Moments
 from silotune.training.together import Outcome, Part, can_stack, train_together
 
 logger = logging.getLogger(__name__)

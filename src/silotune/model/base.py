@@ -14,6 +14,7 @@ from silotune.data.chat_template import prepare
 from silotune.errors import ModelError
 from silotune.model import embedded, gguf
 from silotune.model.gguf import in_a_line
+from silotune.model.trial import out_of_memory
 from silotune.recipe import looks_like_path
 
 LOCAL = "local"
@@ -172,6 +173,11 @@ def _load(kind: str, location: str, **options: Any) -> Any:
         with without_bars():
             return getattr(transformers, kind).from_pretrained(location, local_files_only=local, **options)
     except Exception as error:  # files that are wrong in any way: each library below has errors of its own
+        if out_of_memory(error):
+            raise ModelError(
+                f"model.base: {location} does not fit into the memory that is left. Take a smaller base, or smaller "
+                "numbers with model.dtype."
+            ) from None
         if local:
             if kind != "AutoConfig":
                 _load("AutoConfig", location)  # the other parts read it too: if it is wrong, that is what to say

@@ -8,7 +8,6 @@ Each way is tried against the model's own forward pass when a model is loaded, a
 `loss.plain_logits` stays as the oracle. Gradients stop below the lowest adapter by themselves: nothing there needs one.
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,8 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from silotune.data.batches import Batch
+from silotune.model.trial import succeeds
+from silotune.model.tuner import while_resident
 from silotune.training.kept import Keep, Kept, feeding, make_kept, same
 from silotune.training.loss import head_is_plain, plain_logits, summed_losses, targets
 
@@ -36,25 +37,15 @@ class Ways:
     kept: Kept | None = None
 
 
-def loss_and_correct(tuned: Any, batch: Batch, ways: Ways) -> tuple[Tensor, int]:
-    """Sum of the cross-entropy over the batch's loss tokens in nats, and how many of them were the first choice.
-
-    The loss has a gradient where gradients are being recorded.
-    """
-    losses, correct = losses_and_correct(tuned, batch, ways)
-    return losses.sum(), correct
-
-
-def losses_and_correct(tuned: Any, batch: Batch, ways: Ways) -> tuple[Tensor, int]:
-    """The same with a sum for each silo of the batch: (silos,)."""
-    wanted = targets(batch)
+def losses(tuned: Any, batch: Batch, ways: Ways) -> Tensor:
+    """Sums of the cross-entropy over the loss tokens of each silo of the batch, (silos,), in nats; with gradients."""
     if not ways.head:
-        logits = plain_logits(tuned, batch)
-        correct = int((logits.detach().argmax(-1) == wanted).sum())
-        return summed_losses(logits, batch), correct
+        return summed_losses(plain_logits(tuned, batch), batch)
     head = tuned.get_base_model().get_output_embeddings()
-    losses, correct = _SummedLoss.apply(answer_hidden(tuned, batch, ways), head, wanted, batch.loss_tokens_of_silos)  # type: ignore[no-untyped-call]
-    return losses, int(correct)
+    hidden = answer_hidden(tuned, batch, ways)
+    wanted, sizes = targets(batch), batch.loss_tokens_of_silos
+    summed: Tensor = _SummedLoss.apply(hidden, head, wanted, sizes)  # type: ignore[no-untyped-call]
+    return summed
 
 
 def each_token(tuned: Any, batch: Batch, ways: Ways) -> tuple[Tensor, Tensor]:
@@ -132,30 +123,23 @@ class _SummedLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Any, wanted: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
-        """Sums of the loss over (tokens, width) hidden states, and how many first choices are right (0 in training).
-
-        There is a sum for each of the parts, one after another, that have `sizes` tokens.
-        """
+    def forward(ctx: Any, hidden: Tensor, head: Any, wanted: Tensor, sizes: list[int]) -> Tensor:
+        """Sums of the loss over (tokens, width) hidden states: one per part of `sizes` tokens, one after another."""
         needed = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if needed else None
         losses = torch.zeros(len(sizes), dtype=torch.float32, device=hidden.device)
-        correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
         size = max(1, MOST_LOGITS // (2 * 4 * head.weight.shape[0]))
         for start in range(0, len(hidden), size):
             tokens = wanted[start : start + size, None]
             logits = functional.linear(hidden[start : start + size], head.weight, head.bias).float()
             norm = logits.logsumexp(-1, keepdim=True)
             _add(norm - logits.gather(-1, tokens), start, losses, sizes)
-            if gradient is None:
-                correct += (logits.argmax(-1, keepdim=True) == tokens).sum()
-            else:
+            if gradient is not None:
                 slope = logits.sub_(norm).exp_()
                 slope.scatter_add_(-1, tokens, -torch.ones_like(tokens, dtype=slope.dtype))
                 gradient[start : start + size] = slope.to(head.weight.dtype) @ head.weight
         ctx.gradient, ctx.sizes = gradient, sizes
-        ctx.mark_non_differentiable(correct)
-        return losses, correct
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> tuple[Tensor, None, None, None]:
@@ -175,7 +159,7 @@ def _add(values: Tensor, start: int, sums: Tensor, sizes: Sequence[int]) -> None
 # ------------------------------------------------------------------------------------------ which are exact
 
 
-@functools.lru_cache(maxsize=1)
+@while_resident
 def ways_of(tuned: Any, device: str, dropout: float, keep: Keep) -> Ways:
     """The ways that are exact for a model, found out once for the model's life.
 
@@ -200,14 +184,16 @@ def start_is_shared(tuned: Any, device: str) -> bool:
     mask = torch.ones_like(ids)
     mask[1, 33:] = 0
     batch = Batch(ids, mask, (mask == 1) & (torch.arange(40, device=device) >= 19), shared=20)
-    training = tuned.training
-    tuned.eval()
-    try:
+
+    def agrees() -> bool:
         with torch.no_grad():
             if not all(type(layer) is DynamicLayer for layer in _cache_of(tuned, ids[:1, :8]).layers):
                 return False
             return same(_hidden_after_start(tuned, batch), _hidden(tuned, batch))
-    except (TypeError, ValueError, AttributeError, RuntimeError):  # a model with no such cache
-        return False
+
+    training = tuned.training
+    tuned.eval()
+    try:
+        return succeeds(agrees)
     finally:
         tuned.train(training)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from silotune.data.batches import Batch
 from silotune.model import targets
+from silotune.model.trial import succeeds
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,7 @@ def _works(kept: Kept) -> bool:
     def note(_: Any, __: Any, output: Any) -> None:
         kept.in_tuple = isinstance(output, tuple)
 
-    handle = kept.blocks[0].register_forward_hook(note)
-    try:
+    def agrees() -> bool:
         with torch.no_grad():
             expected = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[mask == 1]
             handle.remove()
@@ -181,8 +181,10 @@ def _works(kept: Kept) -> bool:
             with feeding(trial, batch):
                 found = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[mask == 1]
         return same(found, expected)
-    except (TypeError, ValueError, IndexError, AttributeError, RuntimeError, KeyError):
-        return False
+
+    handle = kept.blocks[0].register_forward_hook(note)
+    try:
+        return succeeds(agrees)
     finally:
         handle.remove()
         kept.tuned.train(training)

@@ -5,45 +5,51 @@ rest do not. `plain_logits` is its oracle, the model's own forward pass. Some mo
 layer (soft caps, scalings): `head_is_plain` finds out by comparing the two once.
 """
 
-import functools
 from typing import Any
 
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
 from silotune.data.batches import Batch
+from silotune.model.trial import succeeds
+from silotune.model.tuner import while_resident
 
 
-def plain_logits(tuned: Any, batch: Batch) -> Any:
+def plain_logits(tuned: Any, batch: Batch) -> Tensor:
     """float32 (loss tokens, vocabulary) from the model's own forward pass."""
-    logits = tuned(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+    logits: Tensor = tuned(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
     return logits[batch.predicts].float()
 
 
-def answer_logits(tuned: Any, batch: Batch) -> Any:
+def answer_logits(tuned: Any, batch: Batch) -> Tensor:
     """float32 (loss tokens, vocabulary), computed at the positions that carry loss only."""
     causal = tuned.get_base_model()
     decoder = getattr(causal, causal.base_model_prefix)
     hidden = decoder(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
-    return causal.get_output_embeddings()(hidden[batch.predicts]).float()
+    logits: Tensor = causal.get_output_embeddings()(hidden[batch.predicts])
+    return logits.float()
 
 
-@functools.lru_cache(maxsize=1)
+@while_resident
 def head_is_plain(tuned: Any, device: str) -> bool:
     """Whether `answer_logits` gives what the model itself gives: tried once a model, on a few tokens.
 
     Tried with the hidden states as they are and with much larger ones: a soft cap of 30 changes large logits only,
     and a model that has not learned yet has none.
     """
-    import torch
 
-    training = tuned.training
-    tuned.eval()
-    try:
+    def agrees() -> bool:
         if _says_more(tuned.get_base_model().config.get_text_config()):
             return False
         batch = _trial(tuned, device)
         with torch.no_grad():
             return all(_agree(tuned, batch, factor) for factor in (1.0, LARGE))
-    except (AttributeError, TypeError, RuntimeError, ValueError):  # no such parts, or parts that do not fit each other
-        return False
+
+    training = tuned.training
+    tuned.eval()
+    try:
+        return succeeds(agrees)
     finally:
         tuned.train(training)
 
@@ -62,8 +68,6 @@ def _says_more(config: Any) -> bool:
 
 def _trial(tuned: Any, device: str) -> Batch:
     """Two rows of tokens that mean nothing, the second with padding at its end."""
-    import torch
-
     vocabulary = tuned.get_base_model().config.get_text_config().vocab_size
     ids = torch.arange(1, 17, device=device).reshape(2, 8) % vocabulary
     mask = torch.ones_like(ids)
@@ -83,21 +87,13 @@ def _agree(tuned: Any, batch: Batch, factor: float) -> bool:
     return bool((ours - theirs).abs().max() <= AGREE.get(dtype, AGREE["bfloat16"]) * theirs.abs().max())
 
 
-def targets(batch: Batch) -> Any:
+def targets(batch: Batch) -> Tensor:
     """int64 (loss tokens,): the tokens to be predicted, in the order of the logits."""
     return batch.ids[:, 1:][batch.predicts[:, :-1]]
 
 
-def summed_loss(logits: Any, batch: Batch) -> Any:
-    """Sum of the cross-entropy over the batch's loss tokens, in nats."""
-    return summed_losses(logits, batch).sum()
-
-
-def summed_losses(logits: Any, batch: Batch) -> Any:
-    """The same with a sum for each silo of the batch: (silos,)."""
-    import torch
-    import torch.nn.functional as functional
-
+def summed_losses(logits: Tensor, batch: Batch) -> Tensor:
+    """Sums of the cross-entropy over the loss tokens of each silo of the batch, (silos,), in nats."""
     sizes = batch.loss_tokens_of_silos
-    parts = zip(logits.split(sizes), targets(batch).split(sizes), strict=True)
+    parts = zip(torch.split(logits, sizes), torch.split(targets(batch), sizes), strict=True)
     return torch.stack([functional.cross_entropy(part, wanted, reduction="sum") for part, wanted in parts])

@@ -13,12 +13,14 @@ a silo whose next rows are too long waits until the others come to such rows (`i
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim import AdamW
 
 from silotune.data.batches import Batch, collate_silos
 from silotune.data.store import Split
@@ -26,23 +28,17 @@ from silotune.data.tokens import Example
 from silotune.model import lora
 from silotune.model.adapter import AdapterState, initial_adapter
 from silotune.model.stacked import factors_like, stacked
-from silotune.model.tuner import Tuner
+from silotune.model.trial import succeeds
+from silotune.model.tuner import Tuner, while_resident
 from silotune.settings import TrainingSettings
-from silotune.training.corrections import Correction, proximal
-from silotune.training.forward import Ways, losses_and_correct
+from silotune.training.corrections import Correction, correction
+from silotune.training.course import Course, Step, StepReport, TrainingTotals
+from silotune.training.forward import Ways
+from silotune.training.gradients import cross_entropy, of_means
 from silotune.training.kept import drops_out, same
-from silotune.training.local import (
-    Course,
-    Moments,
-    Step,
-    StepReport,
-    TrainingTotals,
-    advance,
-    make_optimizer,
-    moments_of,
-    resume,
-)
+from silotune.training.loop import NO_DRIFT
 from silotune.training.loss import plain_logits
+from silotune.training.optimizer import Moments, advance, make_optimizer, moments_of, resume
 
 PASS: dict[str, int] = {"cpu": 32, "cuda": 1 << 20}
 """A pass costs as much as so many tokens on top of its own: by how much longer its rows may get for one more silo."""
@@ -64,6 +60,8 @@ class Part:
     """Called after each of its steps; may raise to stop it. Its seconds are the silo's share, as in the totals."""
     moments: Moments | None = None
     """What its optimizer starts from, and, when its round is done, what it has come to; None: nothing is kept."""
+    drift: Mapping[str, NDArray[np.float32]] = field(default_factory=lambda: NO_DRIFT)
+    """Of each tensor that is trained, what to take off after each step, per unit of learning rate."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class _Silo:
     course: Course
     steps: Iterator[Step]
     factors: dict[str, Tensor]
-    optimizer: Any
+    optimizer: AdamW
     moments: Moments | None
     trained: dict[str, Tensor]
     correct: Correction
@@ -150,9 +148,9 @@ def _started(part: Part, tuned: Any, settings: TrainingSettings, seed: int, roun
     course = Course(part.examples, settings, seed, part.silo, round_, part.report)
     factors = factors_like(tuned, part.adapter, part.trainable)
     trained = {name: factor for name, factor in factors.items() if name in part.trainable}
-    optimizer = make_optimizer(list(trained.values()), settings)
+    optimizer = make_optimizer(trained.values(), settings)
     resume(optimizer, trained, part.moments or {})
-    correct = proximal(settings.proximal, list(trained.values()))
+    correct = correction(settings.proximal, part.drift, trained)
     silo = _Silo(course, course.steps(), factors, optimizer, part.moments, trained, correct)
     silo.attempt(silo.open)
     return silo
@@ -190,24 +188,12 @@ def _step(tuner: Tuner, ways: Ways, taken: Sequence[tuple[_Silo, Step]], clip: f
     passes = [sorted(step.passes, key=_longest) for _, step in taken]  # their order within a step is of no matter
     batches = [collate_silos(rows, pad, tuner.device) for rows in zip(*passes, strict=True)]
     with stacked(tuner.model, [silo.factors for silo, _ in taken]):
-        losses = _differentiated(tuner.model, ways, [step.loss_tokens for _, step in taken], batches)
+        losses = of_means(cross_entropy(tuner, ways), batches, [step.loss_tokens for _, step in taken])
     for silo, step in taken:
-        silo.correct(list(silo.trained.values()))
-        advance(silo.optimizer, step.rate, clip)
+        advance(silo.optimizer, silo.correct, step.rate, clip)
     share = (time.monotonic() - began) / sum(step.tokens for _, step in taken)
     for (silo, step), loss in zip(taken, losses, strict=True):
         silo.attempt(functools.partial(silo.close, step, loss, share * step.tokens))
-
-
-def _differentiated(model: Any, ways: Ways, counts: Sequence[int], batches: Sequence[Batch]) -> list[float]:
-    """Add up the gradients of each silo's mean loss over its loss tokens; returns each silo's summed loss."""
-    totals = [0.0] * len(counts)
-    for batch in batches:
-        losses, _ = losses_and_correct(model, batch, ways)
-        divisors = torch.tensor([max(count, 1) for count in counts], device=losses.device)
-        (losses / divisors).sum().backward()  # type: ignore[no-untyped-call]
-        totals = [total + loss for total, loss in zip(totals, losses.tolist(), strict=True)]
-    return totals
 
 
 def _outcome(silo: _Silo) -> Outcome:
@@ -222,7 +208,7 @@ def _outcome(silo: _Silo) -> Outcome:
 # -------------------------------------------------------------------------------- for which models it is right
 
 
-@functools.lru_cache(maxsize=1)
+@while_resident
 def can_stack(tuned: Any) -> bool:
     """Whether silos that are trained together come to what each comes to alone: tried once a model.
 
@@ -236,9 +222,7 @@ def can_stack(tuned: Any) -> bool:
     tuned.eval()
     try:
         with torch.no_grad():
-            return _stacks(tuned)
-    except (TypeError, ValueError, AttributeError, RuntimeError):  # layers that take rows in a shape of their own
-        return False
+            return succeeds(lambda: _stacks(tuned))
     finally:
         lora.put(tuned, before)
         tuned.train(training)

@@ -9,16 +9,18 @@ from tests.data.helpers import split_of
 from silotune.data.batches import collate, plan_round
 from silotune.data.rows import Row, Turn
 from silotune.data.store import Split
+from silotune.errors import DivergedError
 from silotune.model import lora
 from silotune.model.adapter import initial_adapter
 from silotune.model.base import place
 from silotune.model.tuner import tuner
 from silotune.settings import LoraSettings, TrainingSettings
-from silotune.training import local
+from silotune.training import loop
+from silotune.training.course import learning_rate
 from silotune.training.evaluation import evaluate
 from silotune.training.forward import Ways
-from silotune.training.local import DivergedError, learning_rate, train_round
-from silotune.training.loss import plain_logits, summed_loss
+from silotune.training.loop import train_round
+from silotune.training.loss import plain_logits, summed_losses
 
 WAYS = Ways(head=True, start=False)
 
@@ -78,7 +80,7 @@ def test_the_loop_equals_one_written_out_with_plain_logits(tiny_base):
         optimizer.param_groups[0]["lr"] = learning_rate(settings, number / 4)
         optimizer.zero_grad()
         batches = [collate([examples[row]], 0, "cpu") for rows_ in step for row in rows_]
-        loss = sum(summed_loss(plain_logits(resident.model, batch), batch) for batch in batches)
+        loss = sum(summed_losses(plain_logits(resident.model, batch), batch).sum() for batch in batches)
         (loss / sum(batch.loss_tokens for batch in batches)).backward()
         torch.nn.utils.clip_grad_norm_(factors, 0.5)
         optimizer.step()
@@ -101,12 +103,12 @@ def test_moments_that_are_kept_are_those_of_an_optimizer_that_lives_on(resident,
     kept, anew = rounds_of(resident, examples, {}), rounds_of(resident, examples)
     living = []
 
-    def make_one(parameters, settings, make=local.make_optimizer):
+    def make_one(parameters, settings, make=loop.make_optimizer):
         living.extend([] if living else [make(parameters, settings)])
         return living[0]
 
-    monkeypatch.setattr(local, "make_optimizer", make_one)
-    monkeypatch.setattr(local, "resume", lambda *_: None)
+    monkeypatch.setattr(loop, "make_optimizer", make_one)
+    monkeypatch.setattr(loop, "resume", lambda *_: None)
     lives_on = rounds_of(resident, examples)
     assert all(kept[name].tobytes() == lives_on[name].tobytes() for name in kept)
     assert any((kept[name] != anew[name]).any() for name in kept)
