@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import Markup
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a hub
 if beside := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
@@ -17,6 +18,8 @@ if beside := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 import silotune
 import silotune.federation  # settles Flower's switches before anything imports flwr
 from silotune.recipe import absolute, check_recipe
+from silotune.report import plots
+from silotune.report.svg import Plot
 from silotune.settings import Recipe
 
 WORDS = [
@@ -110,6 +113,21 @@ def home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setenv("SILOTUNE_HOME", str(tmp_path / "home"))
 
 
+DRAW = plots.plot
+
+
+def _blank(_: Any, words: str) -> Plot:
+    empty = Markup('<svg viewBox="0 0 1 1" aria-hidden="true"></svg>')
+    return Plot(empty, empty, words)
+
+
+@pytest.fixture(autouse=True)
+def blank_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages whose plots are blank, but where a test is marked to look at them: drawing is most of a tiny run's time."""
+    if not any(request.node.get_closest_marker(name) for name in ("real", "drawn")):
+        monkeypatch.setattr(plots, "plot", _blank)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("base") / "tiny")
@@ -182,6 +200,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> C
             write_silos(folder / "silos")
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("SILOTUNE_HOME", str(folder / "home"))
+                patch.setattr(plots, "plot", DRAW)  # tests of both kinds use it
                 silotune.train(tiny_recipe(tiny_base, folder, **changes), out=folder / "run")
             folders[key] = folder
         return folders[key]

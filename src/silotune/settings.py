@@ -22,7 +22,7 @@ SystemTurns = Literal["template", "first-user", "drop"]
 """What becomes of a conversation's system turn."""
 LossOn = Literal["all", "last"]
 """Which answers of a conversation carry loss."""
-AlgorithmName = Literal["fedavg", "ffa", "alternating"]
+AlgorithmName = Literal["fedavg", "ffa", "alternating", "scaffold"]
 """A module of `silotune.algorithms` each."""
 ServerOptimizerName = Literal["plain", "momentum", "nesterov", "adam"]
 """What becomes of a round's mean update."""
@@ -299,7 +299,8 @@ class FederationSettings(Section):
 
     algorithm: AlgorithmName = "fedavg"
     """The method. `fedavg`: both factors are trained and averaged apart. `ffa`: A stays as the seed draws it and is
-    never sent, B is trained. `alternating`: B in odd rounds, A in even ones. The last two are averaged exactly."""
+    never sent, B is trained. `alternating`: B in odd rounds, A in even ones; these two are averaged exactly.
+    `scaffold`: `fedavg` whose silos correct each step by how their own way differs from everybody's."""
     server_optimizer: ServerOptimizerName = "plain"
     """What the server makes of the mean update of a round: `plain` adds it; `momentum` and `nesterov` add a running sum
     of the updates; `adam` divides by their running size. Goes with every method."""
@@ -359,6 +360,11 @@ class FederationSettings(Section):
 
     @model_validator(mode="after")
     def _options_of_robust(self) -> "FederationSettings":
+        if self.robust == "clip" and self.algorithm == "scaffold":
+            raise ValueError(
+                '`robust = "clip"` and `algorithm = "scaffold"` do not go together: a hostile silo would reach '
+                "the others through the control variates, whose bound no norm of an update says. Take `fedavg`"
+            )
         if self.robust == "clip" and self.minimum < 3:
             raise ValueError(
                 f'`robust = "clip"` bounds nothing where {self.minimum} silos answer (`minimum`): of two norms the '
@@ -368,10 +374,11 @@ class FederationSettings(Section):
             if self.trim is not None:
                 raise ValueError(f'`trim` and `robust = "{self.robust}"` do not go together: remove one of them')
             return self
-        if self.algorithm == "fedavg":
+        if self.algorithm in ("fedavg", "scaffold"):
             raise ValueError(
-                '`robust = "trimmed"` and `algorithm = "fedavg"` do not go together: of two factors that are trained '
-                "at once, numbers far apart may mean the same product. Take `ffa` or `alternating`, or `clip`"
+                f'`robust = "trimmed"` and `algorithm = "{self.algorithm}"` do not go together: of two factors that '
+                "are trained at once, numbers far apart may mean the same product. Take `ffa` or `alternating`, or "
+                "`fedavg` with `clip`"
             )
         if self.weights != "uniform":
             raise ValueError('`robust = "trimmed"` counts all silos alike: say so with `weights = "uniform"`')

@@ -16,7 +16,7 @@ from silotune.model.adapter import AdapterSpec, flatten, initial_adapter
 
 SPEC = AdapterSpec.of({f"m{i}.lora_{k}.weight": ((3, 37) if k == "A" else (11, 3)) for i in range(5) for k in "AB"})
 A, B = SPEC.with_role("A"), SPEC.with_role("B")
-METHODS = ("fedavg", "ffa", "alternating")
+METHODS = ("fedavg", "ffa", "alternating", "scaffold")
 DIGEST = "4d4310685b10c67cb839dd5a307a859e1bbc8eb1e5e59acd956e01da148e36ad"
 
 

@@ -10,7 +10,8 @@ from silotune.data.seeds import derive
 from silotune.federation import checkpoint
 from silotune.model.adapter import AdapterSpec
 
-METHODS = ("ffa", "alternating")
+EXACT = ("ffa", "alternating")
+METHODS = (*EXACT, "scaffold")
 
 
 def adapter_of(run):
@@ -57,7 +58,7 @@ def test_alternating_trains_b_in_odd_rounds_and_a_in_even_ones(train):
         assert (value.tobytes() == before[name].tobytes()) == ("lora_A" in name), name
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EXACT)
 def test_it_learns_and_is_averaged_exactly(train, method):
     run = train(method)
     rounds = [line for line in run.metrics() if line["silo"] is None]
@@ -91,7 +92,7 @@ def test_any_optimizer_goes_with_any_method_and_resumes_to_the_same_bits(make_re
     assert saved[0].keys() == saved[1].keys() and saved[0]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EXACT)
 def test_an_update_of_the_other_factor_is_left_out(train, monkeypatch, method):
     """A silo that sends more than the round trains is not admitted."""
     from silotune.federation import client

@@ -73,7 +73,7 @@ def test_what_rounding_takes_of_the_adapter_is_given_back(train, codec):
     assert all((again.adapter[name] == value).all() for name, value in state.adapter.items())
 
 
-@pytest.mark.parametrize("algorithm", ["fedavg", "ffa", "alternating"])
+@pytest.mark.parametrize("algorithm", ["fedavg", "ffa", "alternating", "scaffold"])
 def test_a_stopped_run_with_memory_goes_on_to_the_same_bits(train, tmp_path, algorithm):
     whole = train("int8", "whole", rounds=4, algorithm=algorithm, server_optimizer="momentum")
 

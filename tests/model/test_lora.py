@@ -70,34 +70,37 @@ def test_put_and_take_are_inverse_and_the_skeleton_knows_the_spec(tiny_base):
         lora.put(tuned, {name: value[:1] for name, value in adapter.items()})
 
 
-@pytest.mark.parametrize("settings", [{}, {"layers": "upper-half", "targets": "all"}, {"rslora": True, "alpha": 7.5}])
-def test_a_saved_adapter_gives_the_same_logits_in_plain_peft(tiny_base, tmp_path, settings):
+def test_a_saved_adapter_gives_the_same_logits_in_plain_peft(tiny_base, tmp_path):
     torch.set_num_threads(1)  # here and below: another number of threads may round otherwise
-    settings = LoraSettings(r=3, **settings)
-    tuned = lora.attach(load_model(str(tiny_base), CPU), settings)
-    rng = np.random.default_rng(0)
-    adapter = {n: rng.normal(size=s).astype(np.float32) for n, s in lora.spec_of(tuned).shapes}
-    lora.put(tuned, adapter)
-    ids = torch.arange(1, 20).reshape(1, -1)
-    with torch.no_grad():
-        expected = tuned(input_ids=ids).logits
-    lora.save(adapter, lora.peft_config(load_skeleton(str(tiny_base)), settings), tmp_path, "tiny")
-    assert all(
-        (lora.load(tmp_path, lora.spec_of(tuned), settings, "tiny")[name] == value).all()
-        for name, value in adapter.items()
-    )
+    ids, expected = torch.arange(1, 20).reshape(1, -1), {}
+    for number, changes in enumerate(({}, {"layers": "upper-half", "targets": "all"}, {"rslora": True, "alpha": 7.5})):
+        settings, folder = LoraSettings(r=3, **changes), tmp_path / str(number)
+        tuned = lora.attach(load_model(str(tiny_base), CPU), settings)
+        rng = np.random.default_rng(0)
+        adapter = {n: rng.normal(size=s).astype(np.float32) for n, s in lora.spec_of(tuned).shapes}
+        lora.put(tuned, adapter)
+        with torch.no_grad():
+            expected[str(folder)] = tuned(input_ids=ids).logits
+        folder.mkdir()
+        lora.save(adapter, lora.peft_config(load_skeleton(str(tiny_base)), settings), folder, "tiny")
+        again = lora.load(folder, lora.spec_of(tuned), settings, "tiny")
+        assert all((again[name] == value).all() for name, value in adapter.items())
+        # the file itself must not depend on the order of a set
+        modules = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+        assert modules == sorted(modules)
     code = (
         "import sys, torch, json; torch.set_num_threads(1); from transformers import AutoModelForCausalLM; from peft import PeftModel\n"
-        f"m = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({str(tiny_base)!r}), {str(tmp_path)!r})\n"
+        "def logits(folder):\n"
+        f"    m = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({str(tiny_base)!r}), folder)\n"
+        "    return m(input_ids=torch.arange(1, 20).reshape(1, -1)).logits.tolist()\n"
+        f"found = {{folder: logits(folder) for folder in {list(expected)!r}}}\n"
         "assert 'silotune' not in sys.modules\n"
-        "print(json.dumps(m(input_ids=torch.arange(1, 20).reshape(1, -1)).logits.tolist()))"
+        "print(json.dumps(found))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert torch.equal(torch.tensor(json.loads(done.stdout.splitlines()[-1])), expected)
-    # the file itself must not depend on the order of a set
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"] == sorted(
-        json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
-    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert all(torch.equal(torch.tensor(found[folder]), logits) for folder, logits in expected.items())
+    assert not torch.equal(*list(expected.values())[:2])
 
 
 @pytest.fixture

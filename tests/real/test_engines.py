@@ -22,8 +22,8 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture
 def recipe_file(make_recipe, tmp_path):
-    recipe = make_recipe(training={"rounds": 3, "steps": 3}, federation={"workers": 2, "threads": 1},
-                         wire={"codec": "int8"})  # fmt: skip
+    recipe = make_recipe(training={"rounds": 3, "steps": 3}, wire={"codec": "int8"},
+                         federation={"workers": 2, "threads": 1, "algorithm": "scaffold"})  # fmt: skip
     path = tmp_path / "recipe.toml"
     path.write_text(dump_recipe(recipe), encoding="utf-8")
     return path

@@ -43,6 +43,7 @@ def run(tmp_path):
     return make_run(tmp_path / "run")
 
 
+@pytest.mark.drawn
 def test_it_is_whole_self_contained_and_without_script(run):
     add_comparison(run, comparison(["silo0", "silo1"], [0.1, -0.2], [0.3, 0.2]))
     text, parsed = read(run)
@@ -192,6 +193,7 @@ def test_a_damaged_comparison_is_refused_and_the_old_page_stays(run):
     assert run.report_file.read_text(encoding="utf-8") == before
 
 
+@pytest.mark.drawn
 def test_names_and_reasons_cannot_become_part_of_the_page(tmp_path):
     evil = ["<script>alert(1)</script>", 'a"b onload=x', "\x1b[31mred\x07", "$x$ & #3b6fb6", "\u202eback", "診療所 ✓"]
     run = make_run(tmp_path / "run", names=evil)
@@ -274,6 +276,7 @@ def test_a_mean_is_over_silos_that_scored_both(run):
     assert cells(text, 'id="d-fall"')[2][4] == "2.000 (round 1)"
 
 
+@pytest.mark.drawn
 def test_many_silos_and_rounds_stay_small_and_say_what_is_not_shown(tmp_path):
     run = make_run(tmp_path / "run", silos=250, rounds=20)
     text, parsed = read(run)

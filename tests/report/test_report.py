@@ -71,6 +71,7 @@ def test_every_message_is_counted_for_a_silo_in_the_live_view_as_in_the_final_on
         )  # fmt: skip
 
 
+@pytest.mark.drawn
 def test_text_is_escaped_in_the_page(make_recipe, tmp_path):
     write_silo(tmp_path / "odd" / "<b>&$x$", 4, 0, extra="<script>alert(1)</script>")
     write_silo(tmp_path / "odd" / "plain", 4, 9)
@@ -87,6 +88,7 @@ def test_the_card_tells_what_was_done(done):
     assert str(done.path) not in card
 
 
+@pytest.mark.drawn
 def test_the_page_can_be_written_again(done):
     before = done.folder.report_file.read_text(encoding="utf-8")
     page.write(done.folder)

@@ -10,6 +10,8 @@ from silotune.report import plots
 from silotune.report.figures import gather
 from silotune.report.svg import COLOURS, LONGEST_LABEL, NARROW, WIDE, Drawing, label, plot
 
+pytestmark = pytest.mark.drawn
+
 
 @pytest.fixture
 def figures(tmp_path):

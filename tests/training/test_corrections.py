@@ -87,6 +87,28 @@ def test_the_loop_equals_one_that_writes_the_term_out(resident):
     assert max(float(abs(ours[name] - other).max()) for name, other in trained(resident, 0.0).items()) > 1e-4
 
 
+def test_a_drift_is_taken_off_after_each_step_times_its_rate(resident):
+    """theta -= eta_h (c - c_k) whatever AdamW makes of the gradient: here of one that is 0, so that nothing else moves."""
+    examples, start = split_of(resident.tokenizer, rows(), 200), received(resident.spec)
+    drift = {name: np.full(value.shape, 0.5, np.float32) for name, value in start.items()}
+    settings = TrainingSettings(rounds=1, steps=4, batch=2, learning_rate=0.01, clip=1e-30)
+    lora.put(resident.model, start)
+    totals = train_round(resident, WAYS, examples, settings, 0, "s", 1, drift=drift)
+    rates = [learning_rate(settings, number / 4) for number in (1, 2, 3, 4)]
+    assert totals.rates == pytest.approx(sum(rates))
+    for name, value in lora.take(resident.model).items():
+        assert np.abs(value - (start[name] - 0.5 * sum(rates))).max() < 1e-6
+
+
+def test_without_a_drift_and_with_one_of_0_training_is_plain_to_the_bit(resident):
+    examples = split_of(resident.tokenizer, rows(), 200)
+    settings = TrainingSettings(rounds=1, steps=4, batch=2, learning_rate=0.01)
+    lora.put(resident.model, received(resident.spec))
+    still = {name: np.zeros(shape, np.float32) for name, shape in resident.spec.shapes}
+    train_round(resident, WAYS, examples, settings, 0, "s", 1, drift=still)
+    assert all((value == trained(resident, 0.0)[name]).all() for name, value in lora.take(resident.model).items())
+
+
 def test_a_larger_mu_holds_a_silo_nearer(resident):
     distances = [moved(resident, trained(resident, mu, steps=20)) for mu in (0.0, 1.0, 10.0)]
     assert distances[0] > distances[1] > distances[2] > 0

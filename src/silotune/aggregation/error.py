@@ -40,7 +40,7 @@ class ErrorMeter:
         self._start = round_.adapter
         self._pairs = list(spec.pairs())
         self._kept: dict[str, Contribution] | None = (
-            {} if spec.only(round_.trainable).size * 4 * len(cohort.weights) <= KEEP_BYTES else None
+            {} if round_.payload.size * 4 * len(cohort.weights) <= KEEP_BYTES else None
         )
         size = len(self._pairs) * PROBES**2
         self._seen = ExactMean(size, cohort.total) if self._kept is None else None

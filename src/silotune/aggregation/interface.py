@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from silotune.model.adapter import AdapterState
+from silotune.model.adapter import NO_TENSORS, AdapterSpec, AdapterState
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -36,6 +36,13 @@ class Round:
     trainable: frozenset[str]
     """Names of its tensors that are trained."""
     cohort: Cohort
+    beside: AdapterSpec = NO_TENSORS
+    """What comes with each update, to be averaged like it."""
+
+    @property
+    def payload(self) -> AdapterSpec:
+        """Names and shapes of what a silo sends."""
+        return AdapterSpec.of(self.adapter).only(self.trainable).with_(self.beside)
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class Aggregate:
     """What a round's updates came to."""
 
     update: AdapterState
-    """What the server optimizer is given, for each tensor that the round trained."""
+    """The mean of each tensor that the round trained, for the server optimizer, and of what came beside."""
     e_agg: float | None
     """Aggregation error relative to the round's change; see `model.algebra.aggregation_error`. None: not known."""
     silos: tuple[str, ...]

@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterable, Iterator
 from silotune.aggregation.error import ErrorMeter
 from silotune.aggregation.interface import Aggregate, Ask, Contribution, Round
 from silotune.aggregation.summation import ExactMean
-from silotune.model.adapter import AdapterSpec, unflatten
+from silotune.model.adapter import unflatten
 
 
 def plain(round_: Round) -> Generator[Ask, Iterator[Contribution], Aggregate | None]:
@@ -27,7 +27,7 @@ def plain(round_: Round) -> Generator[Ask, Iterator[Contribution], Aggregate | N
 
 def averaged(round_: Round, contributions: Iterable[Contribution]) -> Aggregate | None:
     """The weighted mean of updates, summed as they arrive; None if none arrives."""
-    spec = AdapterSpec.of(round_.adapter).only(round_.trainable)
+    spec = round_.payload
     mean, error = ExactMean(spec.size, round_.cohort.total), ErrorMeter(round_)
     silos = []
     for contribution in contributions:

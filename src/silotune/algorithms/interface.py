@@ -3,6 +3,7 @@
     start       the adapter before the first round, drawn from the seed: the same bits on every machine
     trainable   names of the tensors that a round trains; the silos send what these changed by, and nothing else
     seeded      names of the tensors that never change: every silo draws them itself, and they are never sent
+    control     what travels beside the adapter, both ways, and how it corrects a silo's steps
 
 A new method is a new file that defines these and `METHOD`, a `Method` of the file's own name.
 """
@@ -13,10 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from silotune.model.adapter import AdapterSpec, AdapterState
+from silotune.model.adapter import NO_TENSORS, AdapterSpec, AdapterState
 
-Slots = Mapping[str, NDArray[np.float32]]
-"""What a server optimizer keeps from round to round, by names of its own."""
+Arrays = Mapping[str, NDArray[np.float32]]
+Slots = Arrays
+"""What a server keeps from round to round, by names of its optimizer's own, or of its method's control variates."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,34 @@ def nothing(_: AdapterSpec) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
+class LocalResult:
+    """What a silo knows when its steps of a round are done."""
+
+    common: Arrays
+    """The control variates that the server sent."""
+    update: AdapterState
+    """What the steps changed, of each tensor that is trained."""
+    rates: float
+    """Sum of the steps' learning rates."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """Control variates: arrays that the server keeps in its slots and each silo in its memory, all 0 at first.
+
+    The server sends its own with the adapter. A silo sends with its update by how much its own have changed, and the
+    mean of these, times the share of all weight that arrived, changes the server's.
+    """
+
+    variates: Callable[[AdapterSpec], AdapterSpec]
+    """adapter -> names and shapes; no name is that of a tensor of the adapter."""
+    drift: Callable[[Arrays, Arrays], AdapterState]
+    """(the server's, the silo's own as far as it has any) -> what to take off each tensor after each step, per rate."""
+    change: Callable[[LocalResult], Arrays]
+    """-> by how much the silo's own have changed."""
+
+
+@dataclass(frozen=True)
 class Method:
     """A federated method, as plain functions."""
 
@@ -46,6 +76,11 @@ class Method:
     """(spec, round from 1) -> names; at least one."""
     seeded: Callable[[AdapterSpec], frozenset[str]] = nothing
     """Names that `trainable` never gives."""
+    control: Control | None = None
+
+    def beside(self, spec: AdapterSpec) -> AdapterSpec:
+        """What travels with the adapter and with each update."""
+        return self.control.variates(spec) if self.control else NO_TENSORS
 
     def sent(self, spec: AdapterSpec) -> AdapterSpec:
         """The part of an adapter that the server sends."""

@@ -22,20 +22,22 @@ from pydantic import ValidationError
 
 import silotune
 from silotune import algorithms
+from silotune.algorithms.interface import Arrays, LocalResult
 from silotune.data.batches import plan_round
-from silotune.data.corpus import Corpus, leaks_of, load_corpus, reading_of
+from silotune.data.corpus import Corpus, leaks_of, load_corpus
 from silotune.data.files import printable
 from silotune.data.seeds import derive
-from silotune.data.silos import SiloConfig, find_silos
+from silotune.data.silos import SiloConfig
 from silotune.data.tokens import ChatOptions
 from silotune.errors import InputError, SilotuneError
 from silotune.federation.local import cores, crew_of
-from silotune.model.adapter import AdapterState, initial_adapter
+from silotune.model.adapter import NO_TENSORS, AdapterState, initial_adapter
 from silotune.model.base import LOCAL, public_name
 from silotune.model.embedded import NAME as EMBEDDED
-from silotune.recipe import check_recipe, load_recipe, looks_like_path
+from silotune.recipe import load_recipe, looks_like_path
 from silotune.settings import HUB, Job
 from silotune.silo.memory import Memory, Remembered, default_root, own_split
+from silotune.silo.node import from_node
 from silotune.silo.outbound import written
 from silotune.wire import codecs, manifest
 from silotune.wire.envelope import Envelope, Kind, Scalar, failure
@@ -47,8 +49,6 @@ SILOS_VARIABLE, SCRATCH_VARIABLE = "SILOTUNE_SILOS", "SILOTUNE_SCRATCH"
 """In a simulation: the recipe on this machine that names the virtual silos, and the folder of their progress."""
 
 
-MIN_ROWS = 8
-"""On a member's machine, where its node says nothing else: a loss, or an update, of fewer rows tells of single ones."""
 MOMENTS = "moments/"
 """Before what an optimizer has come to, in a silo's memory."""
 TRAINED: ContextVar[Mapping[tuple[str, int], Callable[[], tuple[Any, Any, Any]]]] = ContextVar("trained")
@@ -59,18 +59,13 @@ gives totals, adapter and moments, or raises why there are none."""
 def silo_of(node_config: Mapping[str, Any]) -> SiloConfig:
     """The silo's configuration: from its node's configuration, or by its partition in a simulation.
 
-    Node configuration of a SuperNode: `data` (a silo's folder or its NAME.train.*) and optionally `silo` (its name),
-    `base` (where the base model lies), `threads`, `device`, `dtype`, `holdout`, `ledger`, `memory` (a folder),
-    `fields` (what the fields of rows are: "prompt=q,response=a"), `text-rows`, `drop-leaks`, `keep`, `keep-mib`,
-    `min-rows`.
-
     Raises:
-        InputError: neither is there, or a key is unknown or of the wrong type.
+        InputError: neither is there, or the node's configuration cannot be used.
     """
     if "silotune" in node_config:
         return SiloConfig.from_json(str(node_config["silotune"]))
     if "data" in node_config:
-        return _from_node(node_config)
+        return from_node(node_config)
     recipe = os.environ.get(SILOS_VARIABLE)
     if recipe and "partition-id" in node_config:
         return _virtual_silos(recipe, os.environ.get(SCRATCH_VARIABLE))[int(node_config["partition-id"])]
@@ -86,64 +81,6 @@ def _virtual_silos(recipe: str, scratch: str | None) -> tuple[SiloConfig, ...]:
     if scratch:
         return crew.showing(Path(scratch)).silos
     return tuple(replace(silo, memory=default_root()) for silo in crew.silos)
-
-
-NODE_KEYS: Mapping[str, type] = {
-    "data": str, "silo": str, "base": str, "threads": int, "device": str, "dtype": str, "holdout": float, "ledger": str,
-    "memory": str, "fields": str, "text-rows": str, "drop-leaks": bool, "keep": str, "keep-mib": int, "min-rows": int,
-}  # fmt: skip
-
-
-def _from_node(node_config: Mapping[str, Any]) -> SiloConfig:
-    given = {key: value for key, value in node_config.items() if key not in ("partition-id", "num-partitions")}
-    for key, value in given.items():
-        if key not in NODE_KEYS:
-            raise InputError(f"node configuration: unknown key {key!r}; there are {', '.join(NODE_KEYS)}")
-        if type(value) is not NODE_KEYS[key]:
-            raise InputError(f"node configuration: {key} must be {NODE_KEYS[key].__name__}")
-    if given.get("min-rows", 0) < 0:
-        raise InputError("node configuration: min-rows must be 0 or more")
-    found = find_silos(given.pop("data"))
-    if len(found) != 1:
-        raise InputError(f"node configuration: data must be one silo's, it holds {len(found)}")
-    files = replace(found[0], name=given.pop("silo", found[0].name))
-    settings = check_recipe(_sections(given), "node configuration")
-    return SiloConfig(
-        files=files,
-        base=_own_place(given.get("base")),
-        holdout=settings.data.holdout if "holdout" in given else None,
-        reading=reading_of(settings.data),
-        drop_leaks=settings.data.drop_leaks,
-        device=settings.model.device,
-        dtype=settings.model.dtype,
-        keep=settings.model.keep,
-        keep_mib=settings.model.keep_mib,
-        threads=settings.federation.threads or 0,
-        min_rows=given.get("min-rows", MIN_ROWS),
-        ledger=Path(given["ledger"]) if "ledger" in given else None,
-        memory=Path(given["memory"]).absolute() if "memory" in given else default_root(),
-        own_machine=True,
-    )
-
-
-def _own_place(base: str | None) -> str | None:
-    """Where a node's base lies, as a whole path where it is one."""
-    return str(Path(base).absolute()) if base and Path(base).exists() else base
-
-
-def _sections(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """A node's settings where a recipe has them, so that they have the same bounds."""
-    sections: dict[str, dict[str, Any]] = {"data": {}, "model": {}, "federation": {}}
-    for section, keys in (
-        ("data", ("holdout", "text-rows", "drop-leaks")),
-        ("model", ("device", "dtype", "keep", "keep-mib")),
-        ("federation", ("threads",)),
-    ):
-        sections[section] = {key.replace("-", "_"): given[key] for key in keys if key in given}
-    if "fields" in given:
-        pairs = [pair.partition("=") for pair in given["fields"].split(",")]
-        sections["data"]["fields"] = {meaning.strip(): name.strip() for meaning, _, name in pairs}
-    return sections
 
 
 # ------------------------------------------------------------------------------------------- answering
@@ -292,16 +229,29 @@ def _hello(request: Envelope, silo: SiloConfig) -> Envelope:
     return Envelope("up", "hello", asdict(profile))
 
 
-def received(request: Envelope, work: Work) -> AdapterState:
-    """The whole adapter of which a request brings what the silo cannot draw itself.
+@dataclass(frozen=True)
+class Received:
+    """What a request brings."""
+
+    adapter: AdapterState
+    """The whole, with what a silo draws itself."""
+    common: Arrays
+    """To train: the server's control variates."""
+
+
+def received(request: Envelope, work: Work) -> Received:
+    """Read what a request brings.
 
     Raises:
         AdmissionError: it is not of the job's names and shapes.
     """
     assert request.vector is not None and request.manifest is not None
     spec, method = work.tuner.spec, algorithms.find(work.job.algorithm)
-    sent = manifest.unpack(request.vector, request.manifest, method.sent(spec), codecs.find(work.job.codec))
-    return method.whole(sent, spec, derive(work.job.seed, "adapter"))
+    sent, beside = method.sent(spec), method.beside(spec) if request.kind == "train" else NO_TENSORS
+    found = manifest.unpack(request.vector, request.manifest, sent.with_(beside), codecs.find(work.job.codec))
+    adapter = {name: found[name] for name in sent.names}
+    common = {name: found[name] for name in beside.names}
+    return Received(method.whole(adapter, spec, derive(work.job.seed, "adapter")), common)
 
 
 def _train(request: Envelope, silo: SiloConfig) -> Envelope:
@@ -312,18 +262,18 @@ def _train(request: Envelope, silo: SiloConfig) -> Envelope:
         plan = plan_round(work.job.training, work.corpus.train.lengths, work.job.seed, silo.files.name, work.round)
         chosen = [example for step in plan for examples in step for example in examples]
         _require_rows(len(np.unique(work.corpus.train.row_of[chosen])), "a round would train on", silo)
-    before = received(request, work)
-    memory, remembered = _memory(work), recalled(work)
+    start, memory = begin(request, work), _memory(work)
     already = TRAINED.get({}).get((silo.files.name, work.round))
-    trainable = trainable_in(work)
-    totals, after, moments = already() if already else _trained(work, before, trainable, moments_in(work, remembered))
-    update = {name: after[name] - before[name] for name in trainable}
+    totals, after, moments = already() if already else _trained(work, start)
+    before = start.received.adapter
+    update = {name: after[name] - before[name] for name in start.trainable}
+    changed, own = _controls(work, start, LocalResult(start.received.common, update, totals.rates))
     draw = np.random.Generator(np.random.Philox(derive(work.job.seed, "codec", silo.files.name, work.round)))
-    leaving = written(update, codecs.find(work.job.codec), draw, remembered, before)
+    leaving = written({**update, **changed}, codecs.find(work.job.codec), draw, start.remembered, before)
     if memory is not None:
-        sound = leaving.usable and all(np.isfinite(value).all() for value in (moments or {}).values())
-        kept = {MOMENTS + name: value for name, value in (moments or {}).items()} if sound else {}
-        memory.keep(work.round, {**leaving.remembered, **kept})
+        kept = {MOMENTS + name: value for name, value in (moments or {}).items()} | own
+        sound = leaving.usable and all(np.isfinite(value).all() for value in kept.values())
+        memory.keep(work.round, {**leaving.remembered, **(kept if sound else {})})
     fields: dict[str, Scalar] = {
         "steps": totals.steps,
         "loss": totals.loss,
@@ -347,6 +297,7 @@ def _memory(work: Work) -> Memory | None:
         for setting, remembers in (
             (f'wire.codec = "{work.job.codec}"', codecs.find(work.job.codec).feedback),
             ('training.moments = "keep"', work.job.training.moments == "keep"),
+            (f'algorithm = "{work.job.algorithm}"', algorithms.find(work.job.algorithm).control is not None),
         )
         if remembers
     ]
@@ -360,14 +311,32 @@ def _memory(work: Work) -> Memory | None:
     return Memory(work.silo.memory, work.job.run, work.silo.files.name)
 
 
-def recalled(work: Work) -> Remembered:
-    """What a silo remembers as a round begins; nothing where the job asks for nothing to be remembered.
+@dataclass(frozen=True)
+class Start:
+    """What a silo's part of a round starts from."""
+
+    received: Received
+    remembered: Remembered
+    trainable: frozenset[str]
+    """Names of the tensors that the method trains in this round."""
+    moments: Remembered | None
+    """Where the silo's optimizer goes on; None: it starts anew each round."""
+    drift: AdapterState
+    """Of the method's control variates; empty if it has none."""
+
+
+def begin(request: Envelope, work: Work) -> Start:
+    """Put together what a silo's part of a round starts from.
 
     Raises:
-        InputError: it cannot be had.
+        AdmissionError: what the server sent is not of the job's names and shapes.
+        InputError: what the silo remembers cannot be had.
     """
-    memory = _memory(work)
-    return memory.begin(work.round) if memory is not None else {}
+    found, memory = received(request, work), _memory(work)
+    remembered = memory.begin(work.round) if memory is not None else {}
+    method = algorithms.find(work.job.algorithm)
+    drift = method.control.drift(found.common, remembered) if method.control else {}
+    return Start(found, remembered, trainable_in(work), moments_in(work, remembered), drift)
 
 
 def moments_in(work: Work, remembered: Remembered) -> Remembered | None:
@@ -382,19 +351,27 @@ def trainable_in(work: Work) -> frozenset[str]:
     return algorithms.find(work.job.algorithm).trainable(work.tuner.spec, work.round)
 
 
-def _trained(
-    work: Work, adapter: AdapterState, trainable: frozenset[str], moments: Remembered | None
-) -> tuple[Any, AdapterState, Remembered | None]:
-    """Train these tensors of an adapter on the silo's rows: totals, and what adapter and moments have become."""
+def _controls(work: Work, start: Start, result: LocalResult) -> tuple[Arrays, Remembered]:
+    """By how much the silo's control variates have changed, and what they are now; nothing where there are none."""
+    method = algorithms.find(work.job.algorithm)
+    if not method.control:
+        return {}, {}
+    changed, before = method.control.change(result), start.remembered
+    own = {name: before[name] + value if name in before else value for name, value in changed.items()}
+    return changed, own
+
+
+def _trained(work: Work, start: Start) -> tuple[Any, AdapterState, Remembered | None]:
+    """Train on the silo's rows: totals, and what adapter and moments have become."""
     from silotune.model import lora
     from silotune.training.loop import train_round
 
-    lora.put(work.tuner.model, adapter)
+    lora.put(work.tuner.model, start.received.adapter)
     totals = train_round(
         work.tuner, work.ways, work.corpus.train, work.job.training, work.job.seed, work.silo.files.name, work.round,
-        lambda step: work.progress(**asdict(step)), trainable, moments,
+        lambda step: work.progress(**asdict(step)), start.trainable, start.moments, start.drift,
     )  # fmt: skip
-    return totals, lora.take(work.tuner.model), moments
+    return totals, lora.take(work.tuner.model), start.moments
 
 
 def _scored(work: Work) -> int:
@@ -414,7 +391,7 @@ def _evaluate(request: Envelope, silo: SiloConfig) -> Envelope:
 
     work = prepare(request, silo)
     _require_rows(_scored(work), "held out are", silo)
-    lora.put(work.tuner.model, received(request, work))
+    lora.put(work.tuner.model, received(request, work).adapter)
     score = evaluate(work.tuner, work.ways, work.corpus.test, lambda: work.progress())
     fields: dict[str, Scalar] = {
         "rows": score.rows,
@@ -444,7 +421,8 @@ def _alone(request: Envelope, silo: SiloConfig) -> Envelope:
     moments = moments_in(work, {})
     steps = tokens = loss_tokens = 0
     for round_ in range(1, rounds + 1):
-        totals, adapter, moments = _trained(replace(work, round=round_), adapter, work.tuner.spec.names, moments)
+        start = Start(Received(adapter, {}), {}, work.tuner.spec.names, moments, {})
+        totals, adapter, moments = _trained(replace(work, round=round_), start)
         steps, tokens, loss_tokens = steps + totals.steps, tokens + totals.tokens, loss_tokens + totals.loss_tokens
     score = evaluate(work.tuner, work.ways, work.corpus.test, lambda: work.progress())
     told = Alone(score.rows, score.tokens, score.loss, score.correct, steps, tokens, loss_tokens,

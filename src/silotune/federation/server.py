@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from silotune import algorithms
 from silotune.aggregation.collectors import collector_of
 from silotune.aggregation.interface import Aggregate, Ask, Cohort, Contribution, Round, collect
-from silotune.algorithms.interface import ServerState
+from silotune.algorithms.interface import Arrays, ServerState
 from silotune.algorithms.server_optimizers import optimizer_of
 from silotune.data.seeds import derive
 from silotune.errors import AdmissionError, DivergedError, FederationError
@@ -71,10 +71,12 @@ def opened(
 ) -> Iterator[Federation]:
     """A run's federation for as long as it is worked with; what comes too late until then is in the ledger."""
     profiles = dict(saved.profiles) if saved else {}
+    method = algorithms.find(recipe.federation.algorithm)
     # An update of the right size, and as much again: a wrong one is then refused for what it is.
-    line = Line(grid, run, venue, most_bytes=8 * spec.size, in_turn=isinstance(grid, InlineGrid))
+    most_bytes = 8 * (spec.size + method.beside(spec).size)
+    line = Line(grid, run, venue, most_bytes, in_turn=isinstance(grid, InlineGrid))
     federation = Federation(
-        line, recipe, run, venue, spec, algorithms.find(recipe.federation.algorithm), codecs.find(recipe.wire.codec),
+        line, recipe, run, venue, spec, method, codecs.find(recipe.wire.codec),
         _job(recipe, run.identity()).model_dump_json(),
         resumed=saved is not None, profiles=profiles,
         base=next((profile.fingerprint for profile in profiles.values()), None),
@@ -181,7 +183,8 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
             federation.tell("remark", text=f"silo {name} declares a weight of {declared[name]}; it counts as {weight}, "
                                            f"for federation.max_share is {settings.max_share:g}")  # fmt: skip
     lines: dict[str, dict[str, Any]] = {}
-    started = Round(state.adapter, federation.method.trainable(federation.spec, round_), cohort)
+    trainable, beside = federation.method.trainable(federation.spec, round_), federation.method.beside(federation.spec)
+    started = Round(state.adapter, trainable, cohort, beside)
 
     def ask(wanted: Ask) -> Iterator[Contribution]:
         assert wanted.stage == "train", "the wire has no other stage"
@@ -202,7 +205,10 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
             f"round {round_}: {arrived} of {len(names)} updates could be used, federation.minimum asks for "
             f"{settings.minimum} ({why}); {checkpoint.reached(federation.run)}."
         )
-    after = optimizer_of(settings).apply(unrounded(state), aggregate.update)
+    update = {name: aggregate.update[name] for name in trainable}
+    after = optimizer_of(settings).apply(unrounded(state), update)
+    controls = _controls(federation, state, aggregate)
+    after = replace(after, slots={**after.slots, **controls})
     if not all(np.isfinite(value).all() for value in after.adapter.values()):
         raise DivergedError(
             f"round {round_}: the new adapter is not finite; {checkpoint.reached(federation.run)}. Lower "
@@ -218,6 +224,20 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
         )
     _finish_round(federation, after, aggregate, lines, began)
     return after
+
+
+def _controls(federation: Federation, state: ServerState, aggregate: Aggregate | None = None) -> Arrays:
+    """The method's control variates, 0 until a round has changed them; with an aggregate, those after its round."""
+    beside = federation.method.beside(federation.spec)
+    before = {name: state.slots.get(name, np.zeros(shape, np.float32)) for name, shape in beside.shapes}
+    if aggregate is None:
+        return before
+    weights = {
+        name: _weight(federation.profiles[name], federation.recipe.federation.weights)
+        for name in federation.members.values()
+    }
+    share = np.float32(sum(weights[name] for name in aggregate.silos) / sum(weights.values()))
+    return {name: value + share * aggregate.update[name] for name, value in before.items()}
 
 
 ROUNDING = "rounding/"
@@ -257,8 +277,7 @@ def _contributions(
     cohort = started.cohort
     nodes = {name: node for node, name in federation.members.items()}
     ordered = sorted(cohort.weights, key=lambda name: (-federation.profiles[name].train_tokens, name))
-    request = _with_adapter(federation, "train", state.round + 1, state.adapter)
-    expected = federation.spec.only(started.trainable)
+    request = _with_adapter(federation, "train", state.round + 1, {**state.adapter, **_controls(federation, state)})
     names = {nodes[name]: name for name in ordered}
     requests = {nodes[name]: request for name in ordered}
     for name in ordered:
@@ -269,7 +288,7 @@ def _contributions(
         name = names[answer.node]
         line = silo_line(state.round + 1, name, cohort.weights[name], answer.bytes_down, answer.bytes_up)
         try:
-            contribution = _admit(federation, name, cohort.weights[name], answer, expected, state.adapter)
+            contribution = _admit(federation, name, cohort.weights[name], answer, started.payload, state.adapter)
             line["train"] = dict(answer.content.fields) if answer.content else None
             lines[name] = line
             federation.tell("answered", silo=name, round=state.round + 1, **line["train"], bytes_up=answer.bytes_up,
@@ -282,9 +301,11 @@ def _contributions(
             federation.tell("left_out", silo=name, round=state.round + 1, reason=reason)
 
 
-def _with_adapter(federation: Federation, kind: Kind, round_: int, adapter: AdapterState) -> Envelope:
-    sent = federation.method.sent(federation.spec)
-    vector, described = manifest.pack({name: adapter[name] for name in sent.names}, federation.codec)
+def _with_adapter(federation: Federation, kind: Kind, round_: int, arrays: AdapterState) -> Envelope:
+    """A request that brings an adapter, but for what silos draw themselves, and whatever is given beside it."""
+    seeded = federation.method.seeded(federation.spec)
+    sent = {name: value for name, value in arrays.items() if name not in seeded}
+    vector, described = manifest.pack(sent, federation.codec)
     return Envelope("down", kind, {"job": federation.job, "round": round_}, vector, described)
 
 
@@ -309,7 +330,8 @@ def _admit(
         raise AdmissionError("it trained on more response tokens than tokens")
     assert answer.content.vector is not None and answer.content.manifest is not None
     update = manifest.unpack(answer.content.vector, answer.content.manifest, expected, federation.codec)
-    if any(float(np.abs(adapter[tensor] + change).max()) > manifest.MAX_MAGNITUDE for tensor, change in update.items()):
+    moved = (adapter[tensor] + change for tensor, change in update.items() if tensor in adapter)
+    if any(float(np.abs(value).max()) > manifest.MAX_MAGNITUDE for value in moved):
         raise AdmissionError(f"its adapter holds a number beyond {manifest.MAX_MAGNITUDE:g}")
     return Contribution(name, update, weight)
 

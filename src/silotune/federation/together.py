@@ -16,7 +16,7 @@ from typing import Any
 from flwr.app import Context, Message
 
 from silotune.federation.app import MOST_BYTES
-from silotune.federation.client import TRAINED, Work, moments_in, prepare, recalled, received, silo_of, trainable_in
+from silotune.federation.client import TRAINED, Start, Work, begin, prepare, silo_of
 from silotune.federation.messages import envelope
 from silotune.model.adapter import AdapterState
 from silotune.training.course import StepReport, TrainingTotals
@@ -41,19 +41,19 @@ def trained(asked: Sequence[tuple[Message, Context]]) -> Iterator[None]:
         TRAINED.reset(token)
 
 
-def _work(asked: tuple[Message, Context]) -> tuple[Work, AdapterState, Moments | None] | None:
+def _work(asked: tuple[Message, Context]) -> tuple[Work, Start] | None:
     """What a silo is to do, or None where that cannot be found out: its own answer will say why."""
     message, context = asked
     try:
         request = envelope(message, "down", "train", MOST_BYTES)
         work = prepare(request, silo_of(context.node_config))
-        return work, received(request, work), moments_in(work, recalled(work))
+        return work, begin(request, work)
     except Exception:
         return None
 
 
 def _outcomes(
-    works: Sequence[tuple[Work, AdapterState, Moments | None]],
+    works: Sequence[tuple[Work, Start]],
 ) -> Mapping[tuple[str, int], Callable[[], tuple[TrainingTotals, AdapterState, Moments | None]]]:
     """What the silos have come to, by name and round; nothing where they are to be trained alone."""
     alike = [asked for asked in works if _alike(asked[0], works[0][0])]
@@ -63,11 +63,11 @@ def _outcomes(
     if not can_stack(first.tuner.model):
         logger.warning("federation.together: this model cannot train silos in one pass exactly; each trains alone")
         return {}
-    trainable = trainable_in(first)
     parts = [
-        Part(work.silo.files.name, work.corpus.train, adapter, trainable, _shown(work), moments)
-        for work, adapter, moments in alike
-    ]
+        Part(work.silo.files.name, work.corpus.train, start.received.adapter, start.trainable, _shown(work),
+             start.moments, start.drift)
+        for work, start in alike
+    ]  # fmt: skip
     try:
         outcomes = train_together(first.tuner, first.ways, parts, first.job.training, first.job.seed, first.round)
     except Exception as error:

@@ -95,6 +95,10 @@ class AdapterSpec:
         """The part that these tensors make up."""
         return AdapterSpec(tuple((name, shape) for name, shape in self.shapes if name in names))
 
+    def with_(self, other: "AdapterSpec") -> "AdapterSpec":
+        """Both together, in the order of their names."""
+        return AdapterSpec(tuple(sorted((*self.shapes, *other.shapes))))
+
     def difference(self, expected: "AdapterSpec") -> str:
         """In what it differs from another, in words; empty if it does not."""
         names, wanted = dict(self.shapes), dict(expected.shapes)
@@ -115,6 +119,10 @@ class AdapterSpec:
         for tensor in self.tensors:
             if tensor.role == "A":
                 yield tensor.module, tensor.name, tensor_name(tensor.module, "B")
+
+
+NO_TENSORS = AdapterSpec(())
+"""Of what holds nothing."""
 
 
 def fault_of(adapter: AdapterState, spec: AdapterSpec) -> str:

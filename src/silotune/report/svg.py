@@ -97,7 +97,7 @@ class Drawing:
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
             warnings.filterwarnings("ignore", message="Matplotlib currently does not support .* natively")
             self._layout.execute(self.figure)
-            self.figure.set_layout_engine("none")  # the places of the marks below are those of this layout
+            self.figure.set_layout_engine(None)  # it is drawn once, and the marks below are placed by this layout
             self.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         return Markup(_for_page(out.getvalue(), "".join(self._shapes())))
 

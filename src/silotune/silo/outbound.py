@@ -33,7 +33,7 @@ def written(update: AdapterState, codec: Codec, draw: Draw, remembered: Remember
     """Write an update in a codec; with error feedback, together with the residual of earlier rounds.
 
     Args:
-        update: of the tensors that the round trains.
+        update: of the tensors that the round trains, and what a method sends beside it.
         codec: of the run.
         draw: what rounding is drawn with.
         remembered: the silo's memory before the round. Residuals of tensors that are not in `update` stay in it, and
@@ -46,7 +46,10 @@ def written(update: AdapterState, codec: Codec, draw: Draw, remembered: Remember
     spec = AdapterSpec.of(meant)
     sent = unflatten(codec.decode(array, spec.size), spec)
     # NaN compares false as well.
-    usable = all(bool((np.abs(received[name] + value) <= manifest.MAX_MAGNITUDE).all()) for name, value in sent.items())
+    usable = all(
+        bool((np.abs(received[name] + value if name in received else value) <= manifest.MAX_MAGNITUDE).all())
+        for name, value in sent.items()
+    )
     if codec.lossless or not usable:
         return Outgoing(array, described, remembered, 0.0, usable)
     lost = {name: value - sent[name] for name, value in meant.items()}
