@@ -44,6 +44,9 @@ class ModelSettings(Section):
 
     base: Annotated[str, Field(min_length=1)] = "smollm2-135m"
     """An embedded name, a folder in Hugging Face format, a GGUF file, or a hub id."""
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
+    """The only base that a silo may hold, by its fingerprint, which `train` and `flwr run` tell of each silo that joins
+    from a machine of its own; else the one that most hold."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where a silo computes; `auto` takes CUDA where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "nf4"] = "auto"
@@ -331,6 +334,9 @@ class FederationSettings(Section):
     """Silos whose update must arrive for a round to count."""
     silos: Positive | None = None
     """Deployment: how many silos to wait for before the first round (else `minimum`)."""
+    members: dict[Name, Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]] | None = None
+    """Deployment: the silos that may take part, by name, each with its key (`silotune silo key` tells it), or "" for
+    the key that comes with the name first. Else any may."""
     engine: Literal["simulation", "inline"] = "simulation"
     """`simulation`: Flower's engine, silos in worker processes; `inline`: one after another in this process."""
     workers: Positive | None = None

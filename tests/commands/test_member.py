@@ -4,7 +4,15 @@ import json
 
 import numpy as np
 
-from silotune.silo.memory import Memory
+from silotune.silo.identity import public_key
+from silotune.silo.memory import Memory, default_root
+
+
+def test_key(call, tmp_path):
+    code, out, err = call("silo", "key", tmp_path / "memory")
+    assert (code, err) == (0, "") and out.strip() == public_key(tmp_path / "memory")
+    code, out, err = call("silo", "key", "--json")  # of the folder that a node has if nobody says
+    assert json.loads(out)["key"] == public_key(default_root())
 
 
 def test_forget(call, tmp_path):

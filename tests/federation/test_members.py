@@ -1,13 +1,16 @@
 """Silos that come, go, come back, hesitate and fail while a federation goes on, as on the members' machines."""
 
+from dataclasses import replace
+
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from tests.federation.helpers import Network, client_app, serve
 
-from silotune.errors import FederationError
+from silotune.errors import FederationError, InputError
 from silotune.federation import local
 from silotune.federation.messages import FIELDS
+from silotune.silo.identity import proof, public_key
 
 
 @pytest.fixture(autouse=True)
@@ -187,3 +190,126 @@ def test_flower_keeps_messages_longer_than_the_server_waits(make_recipe, tmp_pat
     grid, story = network(recipe)
     serve(grid, recipe, tmp_path / "run", 3, story)
     assert {m.metadata.ttl > (2 if is_hello(m) else 1) * day for m in grid.sent} == {True}
+
+
+# ----------------------------------------------------------------------------------------- names and keys
+
+
+@pytest.fixture
+def keyed(tmp_path):
+    """A network of silos on machines of their own, each with its key, and what node 4 shows in birch's name."""
+
+    def make(recipe, thief=None):
+        def change(request, reply, silo):
+            if not is_hello(request) or request.metadata.dst_node_id != 4 or thief is None:
+                return None
+            fields = dict(reply.content[FIELDS]) | thief(request)
+            return Message(RecordDict({**reply.content, FIELDS: ConfigRecord(fields)}), reply_to=request)
+
+        crew = [replace(silo, own_machine=True, memory=tmp_path / "memories" / silo.files.name)
+                for silo in local.muster(recipe).silos]  # fmt: skip
+        grid = Network(client_app(change), crew)
+        grid.as_asked[4] = 2
+        return grid, Story(grid)
+
+    return make
+
+
+def key_of(tmp_path, silo):
+    return public_key(tmp_path / "memories" / silo)
+
+
+def another_key(tmp_path):
+    """Of somebody who knows birch's rows, and has a key of their own."""
+
+    def show(request):
+        root = tmp_path / "thief"
+        return {"key": public_key(root), "proof": proof(root, request.content[FIELDS]["job"])}
+
+    return show
+
+
+def test_a_silo_that_comes_back_with_its_key_takes_part_again_and_keys_are_told(keyed, recipe, tmp_path):
+    grid, story = keyed(recipe)
+    story.then = {("round", 1): lambda: grid.here.symmetric_difference_update({2, 4})}
+    folder = serve(grid, recipe, tmp_path / "run", 3, story)
+    assert dict(story.all("joined", "silo", "key")) == {
+        name: key_of(tmp_path, name) for name in ("ash", "birch", "cedar")
+    }
+    assert [line["silos"] for line in folder.metrics() if line["silo"] is None] == [0, 3, 3, 3, 3]
+
+
+def test_a_node_with_another_key_cannot_take_a_silos_name(keyed, recipe, tmp_path):
+    """Not while the silo is away, and not in the resumed run either."""
+    grid, story = keyed(recipe, another_key(tmp_path))
+    story.then = {
+        ("round", 1): lambda: grid.here.symmetric_difference_update({2, 4}),
+        ("round", 2): grid.here.clear,
+    }
+    with pytest.raises(FederationError, match="0 silos are here"):
+        serve(grid, recipe, tmp_path / "run", 3, story)
+    key = public_key(tmp_path / "thief")
+    said = ("node 4", f"its key, {key}, is not the one with which that name joined this run")
+    assert [(name, reason) for name, reason in story.all("left_out", "silo", "reason") if "key" in reason] == [
+        ("birch", said[1])
+    ]
+    grid, story = keyed(recipe, another_key(tmp_path))
+    grid.here.symmetric_difference_update({2, 4})
+    folder = serve(grid, recipe, tmp_path / "run", 3, story)
+    assert said[1] in [reason for (reason,) in story.all("left_out", "reason")]
+    assert [line["silos"] for line in folder.metrics() if line["silo"] is None] == [0, 3, 2, 2, 2]
+
+
+@pytest.mark.parametrize("lie", [{"proof": "00" * 64}, {"key": "11" * 32}, {"key": ""}, {"proof": ""}])
+def test_a_key_that_signed_nothing_is_none(keyed, recipe, tmp_path, lie):
+    grid, story = keyed(recipe, lambda _: lie)
+    grid.here.symmetric_difference_update({2, 4})
+    serve(grid, recipe, tmp_path / "run", 3, story)
+    assert ("birch", "its signature of the job is not that of the key that it shows") in story.all(
+        "left_out", "silo", "reason"
+    )
+    assert sorted(story.all("joined", "silo")) == [("ash",), ("cedar",)]
+
+
+def test_a_name_is_not_taken_without_any_key(keyed, recipe, tmp_path):
+    grid, story = keyed(recipe, lambda _: {"key": "", "proof": ""})
+    story.then = {("round", 1): lambda: grid.here.symmetric_difference_update({2, 4})}
+    serve(grid, recipe, tmp_path / "run", 3, story)
+    assert ("birch", "its key, none, is not the one with which that name joined this run") in story.all(
+        "left_out", "silo", "reason"
+    )
+
+
+def test_a_recipe_names_who_may_take_part_and_with_which_key(keyed, make_recipe, tmp_path):
+    members = {"ash": key_of(tmp_path, "ash"), "birch": public_key(tmp_path / "other")}
+    recipe = make_recipe(training={"rounds": 1}, federation={"minimum": 1, "members": members})
+    grid, story = keyed(recipe)
+    serve(grid, recipe, tmp_path / "run", 3, story)
+    assert sorted(story.all("left_out", "silo", "reason")) == [
+        ("birch", f"its key, {key_of(tmp_path, 'birch')}, is not the one that federation.members names"),
+        ("cedar", "federation.members does not name it"),
+    ]
+    assert story.all("joined", "silo") == [("ash",)]
+
+
+def test_a_recipe_may_pin_the_base(keyed, make_recipe, tmp_path):
+    training = {"rounds": 1}
+    with pytest.raises(FederationError, match=r"its base model is not the one of model\.fingerprint"):
+        serve(*keyed_with(keyed, make_recipe(training=training, model={"fingerprint": "0" * 32}), tmp_path / "other"))
+    grid, story = keyed(recipe := make_recipe(training=training))
+    serve(grid, recipe, tmp_path / "run", 3, story)
+    ((pinned,),) = set(story.all("joined", "base"))
+    again = make_recipe(training=training, model={"fingerprint": pinned})
+    folder = serve(*keyed_with(keyed, again, tmp_path / "pinned"))
+    assert [line["silos"] for line in folder.metrics() if line["silo"] is None] == [0, 3]
+
+
+def keyed_with(keyed, recipe, out):
+    grid, story = keyed(recipe)
+    return grid, recipe, out, 3, story
+
+
+@pytest.mark.parametrize("members", [{"ash": "0" * 63}, {"": ""}, ["ash"], {"ash": 3}])
+def test_members_that_are_none_are_refused(make_recipe, members):
+    with pytest.raises(InputError, match=r"federation\.members"):
+        make_recipe(federation={"members": members})

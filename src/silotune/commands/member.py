@@ -11,9 +11,19 @@ from silotune.commands.options import AsJson
 app = typer.Typer(help="What a member does on its own machine.", no_args_is_help=True, rich_markup_mode=None)
 
 
-@app.callback()
-def _silo() -> None:
-    """Commands of a member, so that a single one is not taken for the whole."""
+@app.command()
+def key(
+    memory: Annotated[
+        Path | None, typer.Argument(metavar="MEMORY", help="The folder that the node's `memory` names.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the public key by which a run knows this silo, for a recipe's `federation.members`."""
+    from silotune.silo.identity import public_key
+    from silotune.silo.memory import default_root
+
+    found = public_key(memory or default_root())
+    typer.echo(json.dumps({"event": "key", "key": found}) if as_json else found)
 
 
 @app.command()

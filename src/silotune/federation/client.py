@@ -36,6 +36,7 @@ from silotune.model.base import LOCAL, public_name
 from silotune.model.embedded import NAME as EMBEDDED
 from silotune.recipe import load_recipe, looks_like_path
 from silotune.settings import HUB, Job
+from silotune.silo.identity import proof, public_key
 from silotune.silo.memory import Memory, Remembered, default_root, own_split
 from silotune.silo.node import from_node
 from silotune.silo.outbound import written
@@ -225,6 +226,8 @@ def _hello(request: Envelope, silo: SiloConfig) -> Envelope:
         text_bytes=train.text_bytes + test.text_bytes,
         threads=silo.threads or cores(),
         version=silotune.__version__,
+        key=public_key(silo.memory) if silo.own_machine and silo.memory else "",
+        proof=proof(silo.memory, str(request.fields["job"])) if silo.own_machine and silo.memory else "",
     )
     return Envelope("up", "hello", asdict(profile))
 

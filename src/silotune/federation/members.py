@@ -6,7 +6,7 @@ its name may still have been held by the node that it had before.
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from silotune.federation.exchange import Answer, Asked, Line, arrivals, not_sent
 from silotune.federation.run import RunFolder
 from silotune.model.adapter import AdapterSpec
 from silotune.settings import Recipe
+from silotune.silo.identity import holds
 from silotune.wire.codecs.interface import Codec
 from silotune.wire.envelope import Envelope, shown
 from silotune.wire.profile import Profile
@@ -196,9 +197,26 @@ def _profile(federation: Federation, answer: Answer) -> Profile:
         raise AdmissionError("its name is empty, longer than 64 characters, or has characters that cannot be shown")
     if profile.silo in _names(federation):
         raise AdmissionError(f"a silo called {profile.silo!r} is here already")
+    if (profile.key or profile.proof) and not holds(profile.key, profile.proof, federation.job):
+        raise AdmissionError("its signature of the job is not that of the key that it shows")
+    _require_named(federation.recipe.federation.members, profile)
     if profile.train_rows < 1 or profile.train_loss_tokens < 1:
         raise AdmissionError("it has no rows to train on")
     return profile
+
+
+def _require_named(members: Mapping[str, str] | None, profile: Profile) -> None:
+    """Refuse a silo that the recipe does not name, or names with another key.
+
+    Raises:
+        AdmissionError: saying which.
+    """
+    if members is None:
+        return
+    if profile.silo not in members:
+        raise AdmissionError("federation.members does not name it")
+    if members[profile.silo] not in ("", profile.key):
+        raise AdmissionError(f"its key, {profile.key or 'none'}, is not the one that federation.members names")
 
 
 def _settle(federation: Federation, others_may_answer: bool) -> None:
@@ -235,6 +253,8 @@ def _join(federation: Federation, node: int, profile: Profile) -> None:
         RunError: the run is being resumed where all text is, and it holds something else than before.
     """
     before = federation.profiles.get(profile.silo)
+    if before is not None and before.key != profile.key:
+        raise AdmissionError(f"its key, {profile.key or 'none'}, is not the one with which that name joined this run")
     if before is not None and _kept(before) != _kept(profile):
         # Where anybody may start a node, none ends a run; where all text is on this machine, it has been changed.
         if federation.began or (federation.resumed and not federation.venue.fixed):
@@ -243,14 +263,17 @@ def _join(federation: Federation, node: int, profile: Profile) -> None:
             raise RunError(f"silo {profile.silo!r} holds other rows or another base model than when this run began.")
     if profile.fingerprint != federation.base:
         holders = sorted(other.silo for other in federation.profiles.values() if other.fingerprint == federation.base)
-        raise AdmissionError(f"its base model is not the one that {', '.join(map(repr, holders[:3]))} hold")
+        pinned = federation.recipe.model.fingerprint is not None
+        whose = "of model.fingerprint" if pinned else f"that {', '.join(map(repr, holders[:3]))} hold"
+        raise AdmissionError(f"its base model is not the one {whose}")
     federation.profiles[profile.silo] = profile
     federation.members[node] = profile.silo
     federation.refused.pop(node, None)
     federation.tell("joined", silo=profile.silo, train_rows=profile.train_rows, test_rows=profile.test_rows,
-                    cut=profile.train_cut + profile.test_cut, threads=profile.threads)  # fmt: skip
+                    cut=profile.train_cut + profile.test_cut, threads=profile.threads,
+                    base=profile.fingerprint, key=profile.key)  # fmt: skip
 
 
 def _kept(profile: Profile) -> Profile:
     """A profile without what may change between two starts of a silo."""
-    return replace(profile, threads=0, version="")
+    return replace(profile, threads=0, version="", proof="")

@@ -79,7 +79,7 @@ def opened(
         line, recipe, run, venue, spec, method, codecs.find(recipe.wire.codec),
         _job(recipe, run.identity()).model_dump_json(),
         resumed=saved is not None, profiles=profiles,
-        base=next((profile.fingerprint for profile in profiles.values()), None),
+        base=recipe.model.fingerprint or next((profile.fingerprint for profile in profiles.values()), None),
     )  # fmt: skip
     try:
         yield federation

@@ -87,7 +87,8 @@ def lines_for(event: Event) -> list[str]:
     if event.kind == "joined":
         name, rows, tested = printable(fields["silo"]), fields["train_rows"], fields["test_rows"]
         cut = f", {fields['cut']} rows shortened to fit" if fields["cut"] else ""
-        return [f"silo {name}: {rows} training rows, {tested} held out{cut}"]
+        key = f", base {fields['base']}, key {fields['key']}" if fields["key"] else ""
+        return [f"silo {name}: {rows} training rows, {tested} held out{cut}{key}"]
     if event.kind == "answered":
         return [
             f"round {fields['round']}: {printable(fields['silo'])} trained {fields['steps']} steps, "

@@ -1,6 +1,7 @@
 """What a silo remembers from round to round, in a folder of its own that outlasts processes.
 
     FOLDER/memory.json                         says what the folder is, so that nothing else is ever deleted
+    FOLDER/identity.pem                        the silo's key (`silo.identity`)
     FOLDER/split-SILO.json                     what the silo holds out where it has no test file, whoever asks
     FOLDER/RUN/SILO/job.sha256                 of the job with which the silo joined that run
     FOLDER/RUN/SILO/round-0003.safetensors     what the silo remembered after its part in round 3
@@ -36,7 +37,7 @@ Remembered = dict[str, NDArray[np.float32]]
 
 KEEP = 3
 """Rounds of a silo that stay: more than the states that a run keeps to go on from."""
-MARK, LOCK = "memory.json", ".lock"
+MARK, LOCK, KEY = "memory.json", ".lock", "identity.pem"
 FORMAT = 1
 SHARES = 0.05, 0.5
 """Within which a job may say, the first time, what share is held out."""
@@ -73,7 +74,7 @@ class Memory:
         """
         kept = self._rounds()
         if any(number >= round_ for number in kept):
-            with _written(self.root):
+            with writing(self.root):
                 return self._before(round_, drop=True)
         return self._before(round_)
 
@@ -101,7 +102,7 @@ class Memory:
             InputError: it cannot be written, or the silo has gone on to a later round.
         """
         whole = {name: np.ascontiguousarray(value) for name, value in remembered.items()}
-        with _written(self.root):
+        with writing(self.root):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             kept = self._rounds()
             if kept and max(kept) > round_:
@@ -117,7 +118,7 @@ class Memory:
         Raises:
             InputError: it joined with another, or this cannot be written.
         """
-        with _written(self.root):
+        with writing(self.root):
             if self._pin.is_file():
                 self.require(job)
                 return
@@ -161,7 +162,7 @@ def _began_after(path: Path) -> bool:
 
 
 @contextmanager
-def _written(root: Path) -> Iterator[None]:
+def writing(root: Path) -> Iterator[None]:
     """Write in a memory folder, which is made and marked as one; one process at a time.
 
     Raises:
@@ -183,7 +184,9 @@ def _written(root: Path) -> Iterator[None]:
 
 def _own(path: Path) -> bool:
     """Whether something in a memory folder is the memory's, by its name; what was cut short as it was written too."""
-    return bool(re.fullmatch(r"[0-9a-f]{16}|\.lock|\.?(memory|split-[0-9a-f]{16})\.json(-[0-9a-f]+)?", path.name))
+    return bool(
+        re.fullmatch(r"[0-9a-f]{16}|\.lock|identity\.pem|\.?(memory|split-[0-9a-f]{16})\.json(-[0-9a-f]+)?", path.name)
+    )
 
 
 def _digest(name: str) -> str:
@@ -205,7 +208,7 @@ def own_split(root: Path, silo: str, share: float) -> tuple[int, float]:
         InputError: they cannot be read or written.
     """
     path, share = root / f"split-{_digest(silo)}.json", min(max(share, SHARES[0]), SHARES[1])
-    with _written(root):
+    with writing(root):
         if not path.is_file():
             atomic.write_text(path, json.dumps({"seed": secrets.randbits(62), "share": share}) + "\n")
         path.chmod(0o600)

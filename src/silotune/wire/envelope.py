@@ -25,7 +25,7 @@ Scalar = str | int | float
 Kind = Literal["hello", "train", "evaluate", "alone"]
 Direction = Literal["down", "up"]
 
-SCHEMA = 3
+SCHEMA = 4
 """Travels with every message; another number is refused on both sides."""
 MAX_TEXT = 1 << 16
 MAX_REASON = 500

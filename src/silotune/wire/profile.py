@@ -20,6 +20,10 @@ class Profile:
     text_bytes: int
     threads: int
     version: str
+    key: str
+    """Its public key in hexadecimal; empty in a simulation."""
+    proof: str
+    """Its signature of the job, in hexadecimal; empty in a simulation."""
 
 
 @dataclass(frozen=True)

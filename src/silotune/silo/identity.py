@@ -1,0 +1,69 @@
+"""The key by which a silo is known for the length of a run: drawn on its own machine, which it never leaves.
+
+A silo shows its public key when it joins, with its signature of the job, which names the run. A server takes a name for
+that of the key that came with it first, or of the one that the recipe pins; so no other node can take a silo's name,
+whatever Flower knows of the nodes. Ed25519: RFC 8032.
+"""
+
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from silotune import atomic
+from silotune.errors import InputError
+from silotune.silo.memory import KEY, writing
+
+PURPOSE = b"silotune: a silo joins the run of this job\n"
+"""Before what is signed, so that a signature means this and nothing else."""
+
+
+def public_key(root: Path) -> str:
+    """The silo's public key in hexadecimal, 64 digits; the pair is drawn when there is none yet.
+
+    Args:
+        root: the folder of the silo's memory.
+
+    Raises:
+        InputError: it cannot be read or written.
+    """
+    return _private(root).public_key().public_bytes_raw().hex()
+
+
+def proof(root: Path, job: str) -> str:
+    """The silo's signature of a job in hexadecimal, 128 digits.
+
+    Raises:
+        InputError: its key cannot be read or written.
+    """
+    return _private(root).sign(PURPOSE + job.encode()).hex()
+
+
+def holds(key: str, signature: str, job: str) -> bool:
+    """Whether whoever holds a public key has signed a job; not if either is none."""
+    try:
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(bytes.fromhex(signature), PURPOSE + job.encode())
+    except (ValueError, InvalidSignature):
+        return False
+    return True
+
+
+def _private(root: Path) -> Ed25519PrivateKey:
+    path = root / KEY
+    with writing(root):
+        if not path.is_file():
+            drawn = Ed25519PrivateKey.generate().private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+            atomic.write_bytes(path, drawn)  # the folder is its owner's alone
+        path.chmod(0o600)
+        try:
+            found = serialization.load_pem_private_key(path.read_bytes(), None)
+        except (ValueError, TypeError):
+            found = None
+    if not isinstance(found, Ed25519PrivateKey):
+        raise InputError(
+            f"{path}: not the key of a silo. Delete it, and another is drawn; runs that go on refuse that."
+        )
+    return found
