@@ -1,7 +1,7 @@
 """Growth in the number of silos: writes results/DATE.json and DATE.svg. python -m benchmarks.growth.run
 
-Time a silo-step and the process's memory with 3 to 300 silos of a random model of two layers, inline, one thread; and
-the server's memory while 10 to 1,000 updates of 40 million parameters are summed, beside the memory of one.
+Time per silo-step and the process's memory with 3 to 300 silos of a random model of two layers, inline, one thread; and
+the server's memory in a round to which 10 to 200 silos answer at once with updates of 40 million parameters.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SILOS, UPDATES = (3, 10, 30, 100, 300), (10, 100, 1000)
+SILOS, UPDATES = (3, 10, 30, 100, 300), (10, 50, 200)
 
 
 def measured(module: str, count: int) -> dict[str, Any]:
@@ -32,9 +32,9 @@ def plot(silos: list[dict[str, Any]], updates: list[dict[str, Any]], file: Path)
 
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     panels = (
-        ("silos", "ms a silo-step", [(one["silos"], one["ms_a_silo_step"]) for one in silos]),
+        ("silos", "ms per silo-step", [(one["silos"], one["ms_per_silo_step"]) for one in silos]),
         ("silos", "peak MiB of the process", [(one["silos"], one["peak_mib"]) for one in silos]),
-        ("updates summed", "peak, in updates", [(one["silos"], one["peak_over_updates"]) for one in updates]),
+        ("silos that answer", "server's peak, in updates", [(one["silos"], one["peak"]) for one in updates]),
     )
     for axes, (across, up, points) in zip(figure.subplots(1, 3), panels, strict=True):
         axes.plot(*zip(*points, strict=True), "o-", color="#3b6fb6")
@@ -47,7 +47,7 @@ def main() -> None:
     """Measure, write, plot."""
     now = datetime.now(UTC)
     silos = [measured("silos", count) for count in SILOS]
-    updates = [measured("memory", count) for count in UPDATES]
+    updates = [measured("server", count) for count in UPDATES]
     out = HERE / "results" / f"{now:%Y-%m-%d-%H%M}.json"
     out.parent.mkdir(exist_ok=True)
     result = {"date": now.isoformat(timespec="seconds"), "command": "python -m benchmarks.growth.run", "silos": silos,

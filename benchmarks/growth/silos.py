@@ -1,4 +1,4 @@
-"""Seconds a silo-step from 3 to 300 silos, with a random model of two layers, inline: what a silo more costs.
+"""Seconds per silo-step from 3 to 300 silos, with a random model of two layers, inline: what a silo more costs.
 
 python -m benchmarks.growth.silos SILOS
 """
@@ -47,7 +47,7 @@ def run(count: int) -> None:
         lines = [line for line in done.metrics() if 0 < line["round"] < ROUNDS and line["silo"] is None]
         seconds = sum(line["seconds"] for line in lines) / (len(lines) * count * STEPS)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"silos": count, "ms_a_silo_step": round(1000 * seconds, 2), "peak_mib": round(peak)}))
+    print(json.dumps({"silos": count, "ms_per_silo_step": round(1000 * seconds, 2), "peak_mib": round(peak)}))
 
 
 if __name__ == "__main__":

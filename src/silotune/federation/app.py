@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from silotune.data.silos import SiloConfig
 from silotune.federation.client import SCRATCH_VARIABLE, answer, guarded, silo_of
-from silotune.federation.messages import content, envelope, ledger_entry
+from silotune.federation.messages import content, envelope, hashed_once, ledger_entry
 from silotune.federation.progress import Progress, require_going
 from silotune.privacy import ledger
 from silotune.wire.envelope import Envelope, Kind
@@ -47,9 +47,10 @@ def handle(message: Message, context: Context, kind: Kind) -> Message:
 
 def _entered(reply: Envelope, message: Message, book: Path, name: str) -> Envelope:
     round_ = message.metadata.group_id
-    entry = ledger_entry(
-        reply, Message(content(reply), reply_to=message), name, int(round_ if round_.isdecimal() else 0)
-    )
+    with hashed_once():
+        entry = ledger_entry(
+            reply, Message(content(reply), reply_to=message), name, int(round_ if round_.isdecimal() else 0)
+        )
     ledger.append(book, entry)
     return reply
 

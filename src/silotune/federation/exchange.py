@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from silotune.errors import AdmissionError, Interrupted
 from silotune.federation import checkpoint
 from silotune.federation.events import Event, Venue
-from silotune.federation.messages import TYPES, content, envelope, ledger_entry, refused_entry
+from silotune.federation.messages import TYPES, content, envelope, hashed_once, ledger_entry, refused_entry, weigh
 from silotune.federation.progress import call_off
 from silotune.federation.run import RunFolder
 from silotune.privacy import ledger
@@ -91,9 +91,10 @@ def exchange(
     Raises:
         Interrupted: the user asked to stop.
     """
-    waiting = send(line, requests, names, round_, seconds)
+    waiting, nodes = send(line, requests, names, round_, seconds), list(requests)
+    del requests  # they may hold an adapter, and nobody else does
     sent = {asked.node for asked in waiting.values()}
-    yield from (not_sent(node) for node in requests if node not in sent)
+    yield from (not_sent(node) for node in nodes if node not in sent)
     pause = FIRST_PAUSE
     try:
         while waiting:
@@ -122,17 +123,20 @@ def send(
 ) -> dict[str, Asked]:
     """Push the requests; return what is under way by Flower's identifiers. A node that is missing was not reached."""
     waiting: dict[str, Asked] = {}
-    contents = {id(request): content(request) for request in requests.values()}  # an adapter for all is held once
-    for node, request in requests.items():
-        name = names.get(node, "")
-        message = Message(contents[id(request)], node, TYPES[request.kind], group_id=str(round_), ttl=seconds + KEPT)
-        entry = replace(ledger_entry(request, message, name or unnamed(node), round_), node=node)
-        # Once each: identical contents are stored once by Flower, and a refusal concerns this node alone.
-        for identifier in line.grid.push_messages([message]):
-            if identifier:
-                until = time.monotonic() + seconds
-                waiting[identifier] = Asked(node, name, request.kind, round_, entry.bytes, seconds, until)
-                _book(line, entry)
+    with hashed_once():
+        for request in {id(request): request for request in requests.values()}.values():
+            records = content(request)  # what goes to all is held, serialised and weighed once
+            weight = weigh(records)
+            for node in (node for node, wanted in requests.items() if wanted is request):
+                name = names.get(node, "")
+                message = Message(records, node, TYPES[request.kind], group_id=str(round_), ttl=seconds + KEPT)
+                entry = replace(ledger_entry(request, message, name or unnamed(node), round_, weight), node=node)
+                # One by one: Flower stores identical contents once, and a refusal concerns this node alone.
+                for identifier in line.grid.push_messages([message]):
+                    if identifier:
+                        until = time.monotonic() + seconds
+                        waiting[identifier] = Asked(node, name, request.kind, round_, entry.bytes, seconds, until)
+                        _book(line, entry)
     return waiting
 
 
@@ -239,7 +243,8 @@ def _open(line: Line, reply: Message | None, asked: Asked, late: bool) -> Answer
             raise AdmissionError(UNREADABLE)
         opened = envelope(reply, "up", kind, line.most_bytes)
         name = asked.name or shown(str(opened.fields.get("silo", name)))[:64]
-        entry, problem = ledger_entry(opened, reply, name, asked.round), opened.failure
+        with hashed_once():
+            entry, problem = ledger_entry(opened, reply, name, asked.round), opened.failure
     except Exception as error:  # its words may be the silo's
         problem = shown(str(error)) if isinstance(error, AdmissionError) else UNREADABLE
         entry = refused_entry(reply, kind, name, asked.round, problem)

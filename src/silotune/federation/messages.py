@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 from numpy.typing import NDArray
 
 from silotune.errors import AdmissionError
@@ -93,15 +93,30 @@ def _vector(data: bytes) -> NDArray[Any]:
     return np.frombuffer(data, dtype, offset=stream.tell())
 
 
-def weigh(message: Message) -> tuple[int, str]:
-    """(bytes of every object of the message's tree as Flower serialises it, SHA-256 of its content)."""
-    size = sum(len(item.deflate()) for item in get_all_nested_objects(message).values())
-    return size, message.content.object_id
+Weight = tuple[int, str]
+"""Bytes of every object of a content's tree as Flower serialises it, and the SHA-256 of the whole."""
 
 
-def ledger_entry(opened: Envelope, message: Message, silo: str, round_: int) -> Entry:
-    """Describe a message as it is serialised."""
-    size, digest = weigh(message)
+hashed_once = no_object_id_recompute
+"""While it lasts, an object that does not change is hashed once; else anew for every one above it and every message."""
+
+
+def weigh(records: RecordDict) -> Weight:
+    """Serialise a content, object by object."""
+    return sum(len(item.deflate()) for item in get_all_nested_objects(records).values()), records.object_id
+
+
+def ledger_entry(opened: Envelope, message: Message, silo: str, round_: int, weight: Weight | None = None) -> Entry:
+    """Describe a message as it is serialised.
+
+    Args:
+        opened: what it says.
+        message: to describe.
+        silo: that it goes to, or comes from.
+        round_: that it belongs to.
+        weight: of its content, where that is known because it goes to others too.
+    """
+    size, digest = _weighed(message, weight)
     tensors = opened.manifest.spec.shapes if opened.manifest else ()
     dtype = opened.manifest.codec if opened.manifest else None
     return Entry(opened.direction, silo, opened.kind, round_, tensors, dtype, opened.fields, size, digest)
@@ -113,7 +128,12 @@ def refused_entry(message: Message | None, kind: Kind, silo: str, round_: int, r
     One that cannot even be weighed, or was lost as it was read, has the weight 0.
     """
     try:
-        size, digest = weigh(message) if message is not None else (0, "")
+        size, digest = _weighed(message) if message is not None else (0, "")
     except Exception:  # of a silo that may send whatever it likes
         size, digest = 0, ""
     return Entry("up", silo, kind, round_, (), None, {"inadmissible": reason}, size, digest)
+
+
+def _weighed(message: Message, weight: Weight | None = None) -> Weight:
+    size, digest = weight or weigh(message.content)
+    return size + len(message.deflate()), digest

@@ -277,14 +277,14 @@ def _contributions(
     cohort = started.cohort
     nodes = {name: node for node, name in federation.members.items()}
     ordered = sorted(cohort.weights, key=lambda name: (-federation.profiles[name].train_tokens, name))
-    request = _with_adapter(federation, "train", state.round + 1, {**state.adapter, **_controls(federation, state)})
     names = {nodes[name]: name for name in ordered}
-    requests = {nodes[name]: request for name in ordered}
     for name in ordered:
         federation.tell("asked", silo=name, round=state.round + 1)
+    sent = {**state.adapter, **_controls(federation, state)}
     for answer in exchange(
-        federation.line, requests, names, state.round + 1, federation.recipe.federation.round_timeout
-    ):
+        federation.line, dict.fromkeys(names, _with_adapter(federation, "train", state.round + 1, sent)), names,
+        state.round + 1, federation.recipe.federation.round_timeout,
+    ):  # fmt: skip
         name = names[answer.node]
         line = silo_line(state.round + 1, name, cohort.weights[name], answer.bytes_down, answer.bytes_up)
         try:
