@@ -73,7 +73,7 @@ def test_train_in_json(call, recipe_file, tmp_path):
         (["train", "{recipe}", "--set", "training.round=1"], "did you mean 'rounds'?"),
         (["train", "{recipe}", "--set", "model.device=cuda"], "torch sees no CUDA device"),
         (["train", "{recipe}", "--set", "model.base=./nothing"], "no such file or folder"),
-        (["train", "{recipe}", "--set", "federation.minimum=9"], "asks for 9 silos a round, data.silos has 3"),
+        (["train", "{recipe}", "--set", "federation.minimum=9"], "asks for 9 silos per round, data.silos has 3"),
         (["train", "{recipe}", "--set", "lora.targets=[\"zz\"]"], "no linear layer 'zz'"),
         (["train", "--resume", "{tmp}"], "not a run folder"),
         (["train", "{recipe}", "--out", "a", "--resume", "b"], "give one of them"),
@@ -311,7 +311,7 @@ def test_a_run_that_goes_on_with_other_threads_says_so(make_recipe, tmp_path, mo
     monkeypatch.setattr(federation_local, "cores", lambda: 2)
     silotune.train(resume=tmp_path / "run", watch=events.append)
     (told,) = [event for event in events if event.kind == "threads"]
-    assert told.fields == {"before": [1], "now": 2} and "1 threads a silo and goes on with 2" in lines_for(told)[0]
+    assert told.fields == {"before": [1], "now": 2} and "1 threads per silo and goes on with 2" in lines_for(told)[0]
 
 
 def test_a_folder_of_the_same_name_is_not_taken_for_an_embedded_or_hub_base(tmp_path, monkeypatch):

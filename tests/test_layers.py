@@ -1,6 +1,7 @@
 """A module imports only from layers below its own, and each outside library only where it belongs."""
 
 import ast
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import silotune
 ROOT = Path(silotune.__file__).parent
 LAYERS = {
     "errors": 0, "streams": 0, "settings": 0, "recipe": 0, "reference": 0, "cache": 0, "atomic": 0, "named": 0, "data": 1, "model": 1, "training": 2, "wire": 2, "privacy": 2, "algorithms": 2, "aggregation": 2,
-    "silo": 3, "federation": 3, "report": 4, "serving": 4, "demo": 4, "api": 5, "commands": 5, "flower": 5, "cli": 5, "__init__": 5, "": 5,
+    "silo": 3, "federation": 3, "compare": 4, "inference": 4, "report": 5, "demo": 5, "api": 6, "commands": 6, "flower": 6, "cli": 6, "__init__": 6, "": 6,
 }  # fmt: skip
 INSIDE_A_LAYER = {
     ("privacy", "wire"),
@@ -24,6 +25,7 @@ INSIDE_A_LAYER = {
     ("cli", "commands"),
     ("model", "data"),
     ("federation", "silo"),
+    ("compare", "inference"),
 }
 """Rooms of one layer that may know each other, one way."""
 ONLY = {"flwr": {"federation", "flower"}, "ray": {"federation"}, "peft": {"model"}, "typer": {"cli", "commands"}}
@@ -63,6 +65,14 @@ def test_imports_go_down_only():
                 continue
             allowed = LAYERS[other] < LAYERS[own] or (own, other) in INSIDE_A_LAYER or (own, other) == ("cli", "demo")
             assert allowed or (own in ("cli", "flower") and other == "api"), f"{path}: {own} must not import {name}"
+
+
+def test_the_table_for_contributors_is_that_of_the_tree():
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| L(\d) \| (.*) \|$", text, re.M)
+    rooms = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    told = {name: int(layer) for layer, words in rows for name in re.findall(r"`(\w+)`", words)}
+    assert told == {room: LAYERS[room] for room in rooms}
 
 
 def test_outside_libraries_stay_in_their_rooms():

@@ -22,7 +22,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from silotune.federation import run as run_folder
-from silotune.federation.events import Venue
+from silotune.federation.events import RunContext
 from silotune.federation.messages import ADAPTER, ARRAY, FIELDS, MANIFEST, VERSION, content
 from silotune.federation.server import federate
 from silotune.model.adapter import AdapterSpec
@@ -105,7 +105,7 @@ def main(silos: int, millions: float) -> None:
         grid = Answered(silos, folder / "update.npy", spec)
         run = run_folder.create(recipe, folder / "run")
         began = time.perf_counter()
-        federate(grid, recipe, run, Venue(silos, fixed=False, watch=watch), spec, scored=False)
+        federate(grid, recipe, run, RunContext(silos, fixed=False, watch=watch), spec, scored=False)
     print(json.dumps({"silos": silos, "parameters": spec.size, "update_mib": 4 * spec.size >> 20,
                       "held_at_first_update": round((held[0] - idle) / (4 * spec.size), 2),
                       "peak": round((_now("VmHWM") - idle) / (4 * spec.size), 2),

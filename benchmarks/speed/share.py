@@ -49,7 +49,7 @@ def our_step(data: Path) -> tuple[Callable[[], None], int]:
     from silotune.model.base import place
     from silotune.model.tuner import tuner
     from silotune.settings import LoraSettings, TrainingSettings
-    from silotune.training.forward import losses, ways_of
+    from silotune.training.forward import forward_plan_of, losses
     from silotune.training.kept import Keep
 
     resident = tuner("smollm2-135m", LoraSettings(r=RANK, alpha=ALPHA), place("cpu", "auto"))
@@ -57,11 +57,11 @@ def our_step(data: Path) -> tuple[Callable[[], None], int]:
     examples = Split(store, torch.arange(store.size).numpy())
     plan = plan_round(TrainingSettings(steps=STEPS, batch=BATCH), examples.lengths, 0, "bank", 1)
     batches = [collate([examples[row] for row in rows], 0, "cpu") for step in plan[:BATCHES] for rows in step]
-    ways = ways_of(resident.model.train(), "cpu", 0.0, Keep())
+    forward_plan = forward_plan_of(resident.model.train(), "cpu", 0.0, Keep())
 
     def step() -> None:
         for batch in batches:
-            losses(resident.model, batch, ways).sum().backward()
+            losses(resident.model, batch, forward_plan).sum().backward()
 
     return step, sum(int(batch.mask.sum()) for batch in batches)
 

@@ -51,7 +51,7 @@ def _work(folder: Path, layers: str) -> dict[str, Any]:
     from silotune.model.base import place
     from silotune.model.tuner import tuner
     from silotune.settings import LoraSettings
-    from silotune.training.forward import ways_of
+    from silotune.training.forward import forward_plan_of
     from silotune.training.kept import Keep
 
     resident = tuner("smollm2-135m", LoraSettings(r=RANK, alpha=ALPHA, layers=layers), place("cpu", "auto"))
@@ -59,7 +59,7 @@ def _work(folder: Path, layers: str) -> dict[str, Any]:
               for name in SILOS}  # fmt: skip
     return {
         "tuner": resident,
-        "ways": ways_of(resident.model, "cpu", 0.0, Keep()),
+        "ways": forward_plan_of(resident.model, "cpu", 0.0, Keep()),
         "splits": {name: Split(store, np.arange(store.size)) for name, store in stores.items()},
         "adapter": initial_adapter(resident.spec, 0),
     }
@@ -101,9 +101,11 @@ def _apart(work: dict[str, Any], settings: Any) -> tuple[int, list[Any]]:
 
 
 def _together(work: dict[str, Any], settings: Any) -> tuple[int, list[Any]]:
-    from silotune.training.together import Part, train_together
+    from silotune.training.together import TrainingTask, train_together
 
-    parts = [Part(name, split, work["adapter"], frozenset(work["adapter"])) for name, split in work["splits"].items()]
+    parts = [
+        TrainingTask(name, split, work["adapter"], frozenset(work["adapter"])) for name, split in work["splits"].items()
+    ]
     results = [one.result() for one in train_together(work["tuner"], work["ways"], parts, settings, 0, 1)]
     return sum(totals.tokens for totals, _ in results), [adapter for _, adapter in results]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         SilotuneError,
     )
     from silotune.federation.events import Event
-    from silotune.model.generation import Sampling
+    from silotune.inference.generation import Sampling
     from silotune.recipe import load_recipe
     from silotune.settings import Recipe
 
@@ -36,7 +36,7 @@ _HOMES = {
     "open_run": "api",
     "train": "api",
     "Event": "federation.events",
-    "Sampling": "model.generation",
+    "Sampling": "inference.generation",
     "Recipe": "settings",
     "load_recipe": "recipe",
     "DataError": "errors",

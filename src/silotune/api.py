@@ -31,19 +31,20 @@ from silotune.errors import (
 )
 from silotune.federation import checkpoint, local, result
 from silotune.federation import run as run_folder
-from silotune.federation.events import Event, Venue, Watcher
+from silotune.federation.events import Event, RunContext, Watcher
 from silotune.federation.run import RunFolder
+from silotune.inference import chat, samples
+from silotune.inference.generation import Sampling
 from silotune.model.adapter import AdapterSpec
 from silotune.model.base import load_tokenizer, locate
-from silotune.model.generation import Sampling
 from silotune.recipe import absolute, load_recipe, overridden, recipe_of
-from silotune.report import card, export, page, samples, trackers, voice
+from silotune.report import card, export, page, trackers
 from silotune.report.card import Form
 from silotune.settings import HUB, Recipe
 
 if TYPE_CHECKING:
-    from silotune.report.comparison import Comparison
-    from silotune.report.later import Evaluation
+    from silotune.compare.comparison import Comparison
+    from silotune.compare.later import Evaluation
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Run:
         self, turns: Sequence[Turn] | Conversation, *, sampling: Sampling | None = None, base: bool = False
     ) -> Iterator[str]:
         """Yield the answer to a conversation that waits for one, piece by piece."""
-        pieces = voice.of(self.folder).reply(turns, sampling or Sampling(), base).pieces
+        pieces = chat.of(self.folder).reply(turns, sampling or Sampling(), base).pieces
         return (piece.text for piece in pieces if piece.text)
 
     def answer(
@@ -103,7 +104,7 @@ class Run:
             InputError: before the first answer: the model cannot take one of the prompts.
         """
         asked = [conversation(prompt, system) if isinstance(prompt, str) else prompt for prompt in prompts]
-        return voice.of(self.folder).answers(asked, sampling or Sampling(), base, batch)
+        return chat.of(self.folder).answers(asked, sampling or Sampling(), base, batch)
 
     def export(
         self,
@@ -142,7 +143,7 @@ class Run:
             seeds: seeds of training; above 1 the federation is run again too.
             rows: training rows that every silo holds, for the curve of the gain over alone.
             silos: those to train alone; empty: all.
-            answers: held-out questions a silo to answer in text.
+            answers: held-out questions per silo to answer in text.
             watch: called with every `Event`: `model`, `training`, `scoring`.
 
         Raises:
@@ -150,9 +151,11 @@ class Run:
             FederationError: a training does not come to its end.
             Interrupted: Ctrl-C or SIGTERM; what is done is kept.
         """
-        from silotune.report.compare import Wanted, compare
+        from silotune.compare.compare import Wanted, compare
 
-        return compare(self.folder, Wanted(seeds, tuple(rows), tuple(silos), answers), watch)
+        found = compare(self.folder, Wanted(seeds, tuple(rows), tuple(silos), answers), watch)
+        self.report()
+        return found
 
     def evaluate(
         self,
@@ -167,13 +170,13 @@ class Run:
         Args:
             data: where the rows are; read as the run's recipe says.
             base: score the base model too.
-            answers: questions a silo to answer in text.
+            answers: questions per silo to answer in text.
             report: called with the model and the silo that are next.
 
         Raises:
             InputError: a row cannot be used.
         """
-        from silotune.report.later import evaluate
+        from silotune.compare.later import evaluate
 
         recipe, single = _recipe_of_path(str(data), ())
         given = silos_of(recipe.data, recipe.seed) if single is None else [SiloFiles(single.name, (str(single),))]
@@ -267,23 +270,23 @@ def train(
     wanted, old = _wanted(recipe, out, resume, overrides)
     # All that can be wrong with the input is found before a folder is made or an engine started.
     trackers.require(wanted)
-    crew = local.muster(wanted)
+    local_silos = local.prepare_silos(wanted)
     spec = result.adapter_spec(wanted)
     folder = old or run_folder.create(wanted, Path(out) if out is not None else run_folder.default_folder(wanted))
     with _going_on(folder), run_folder.held(folder), run_folder.scratch(folder) as scratch:
-        _tell_beginning(folder, crew, wanted, scratch, watch)
+        _tell_beginning(folder, local_silos, wanted, scratch, watch)
         if old is not None:
-            _tell_other_threads(folder, crew, watch)
+            _tell_other_threads(folder, local_silos, watch)
         with (
             local.quiet(folder.log_file) as aloud,
             trackers.tracked(wanted, folder, aloud(watch)) as tracked,
-            local.local_venue(len(crew.silos), tracked, scratch) as venue,
+            local.local_run_context(len(local_silos.silos), tracked, scratch) as run_context,
         ):
             checkpoint.require_sound(folder, checkpoint.latest(folder), spec)
             if not _all_rounds_done(folder, wanted):
-                _run_engine(wanted, folder, crew.showing(scratch), venue, spec)
-            venue.watch(Event("finishing"))
-            finish(wanted, folder, venue.stop)
+                _run_engine(wanted, folder, local_silos.showing(scratch), run_context, spec)
+            run_context.watch(Event("finishing"))
+            finish(wanted, folder, run_context.stop)
     return Run(folder)
 
 
@@ -312,18 +315,25 @@ def _going_on(folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
-def _tell_beginning(folder: RunFolder, crew: local.Crew, recipe: Recipe, scratch: Path, watch: Watcher) -> None:
+def _tell_beginning(
+    folder: RunFolder, local_silos: local.LocalSilos, recipe: Recipe, scratch: Path, watch: Watcher
+) -> None:
     """Say where the run goes, and what there is to know of its rows before anything trains."""
-    where = {"path": str(folder.path), "scratch": str(scratch), "workers": crew.workers, "threads": crew.threads}
+    where = {
+        "path": str(folder.path),
+        "scratch": str(scratch),
+        "workers": local_silos.workers,
+        "threads": local_silos.threads,
+    }
     watch(Event("run", where))
-    for name, leaks in crew.leaks.items():
+    for name, leaks in local_silos.leaks.items():
         if leaks.all:
             found = {"exact": len(leaks.exact), "near": len(leaks.near), "dropped": recipe.data.drop_leaks}
             watch(Event("leaks", {"silo": name, **found}))
-    for name, files in crew.unread.items():
+    for name, files in local_silos.unread.items():
         for file, fields in files.items():
             watch(Event("fields_not_read", {"silo": name, "file": file, "fields": list(fields)}))
-    for text in crew.remarks:
+    for text in local_silos.remarks:
         watch(Event("remark", {"text": text}))
 
 
@@ -371,12 +381,12 @@ def finish(
         step()
 
 
-def _tell_other_threads(folder: RunFolder, crew: local.Crew, watch: Watcher) -> None:
+def _tell_other_threads(folder: RunFolder, local_silos: local.LocalSilos, watch: Watcher) -> None:
     """Say it when a run goes on with another number of threads: sums round otherwise then."""
     saved = checkpoint.latest(folder)
     before = {profile.threads for profile in saved.profiles.values()} if saved else set()
-    if before and before != {crew.threads}:
-        watch(Event("threads", {"before": sorted(before), "now": crew.threads}))
+    if before and before != {local_silos.threads}:
+        watch(Event("threads", {"before": sorted(before), "now": local_silos.threads}))
 
 
 def _all_rounds_done(folder: RunFolder, recipe: Recipe) -> bool:
@@ -384,19 +394,21 @@ def _all_rounds_done(folder: RunFolder, recipe: Recipe) -> bool:
     return saved is not None and saved.state.round >= recipe.training.rounds
 
 
-def _run_engine(recipe: Recipe, folder: RunFolder, crew: local.Crew, venue: Venue, spec: AdapterSpec) -> None:
+def _run_engine(
+    recipe: Recipe, folder: RunFolder, local_silos: local.LocalSilos, run_context: RunContext, spec: AdapterSpec
+) -> None:
     # Flower and Ray are slow to import: not before they are needed.
     from silotune.federation.app import client_app
     from silotune.federation.server import federate
 
     def serve(grid: Any) -> None:
-        federate(grid, recipe, folder, venue, spec)
+        federate(grid, recipe, folder, run_context, spec)
 
     if recipe.federation.engine == "inline":
         from silotune.federation.inline import run_inline
 
-        run_inline(serve, client_app, crew.silos, recipe.federation.together)
+        run_inline(serve, client_app, local_silos.silos, recipe.federation.together)
     else:
         from silotune.federation.simulation import run_simulation
 
-        run_simulation(serve, client_app, folder.recipe_file, crew, venue)
+        run_simulation(serve, client_app, folder.recipe_file, local_silos, run_context)

@@ -174,7 +174,7 @@ def _watched(as_json: bool) -> Iterator[Any]:
 
 def _tell_result(run: Any, as_json: bool) -> None:
     """Say what a run gave and where it lies."""
-    from silotune.report import samples
+    from silotune.inference import samples
     from silotune.report.figures import gather, human_bytes
 
     figures = gather(run.folder)
@@ -187,7 +187,7 @@ def _tell_result(run: Any, as_json: bool) -> None:
                                "silos": silos, "samples": shown}, ensure_ascii=False))  # fmt: skip
         return
     console = Console()
-    table = Table(title="held-out loss, nats a token")
+    table = Table(title="held-out loss, nats per token")
     for name in ("silo", "base", "tuned", "left the silo", "its text"):
         table.add_column(name, justify="left" if name == "silo" else "right")
     for silo in figures.silos:

@@ -18,7 +18,7 @@ from silotune.errors import InputError
 from silotune.federation import alone
 from silotune.federation import run as run_folder
 from silotune.federation.app import client_app, make_server_app
-from silotune.federation.events import Event, Venue
+from silotune.federation.events import Event, RunContext
 from silotune.federation.result import adapter_spec
 from silotune.federation.run import RunFolder
 from silotune.federation.server import federate
@@ -54,8 +54,8 @@ def serve(grid: Grid, context: Context) -> None:
     spec = adapter_spec(recipe)
     folder = run_folder.reopen(Path(out), recipe) if settings.get("resume") else run_folder.create(recipe, Path(out))
     with run_folder.held(folder), trackers.tracked(recipe, folder, _tell) as watch:
-        venue = Venue(recipe.federation.silos or recipe.federation.minimum, fixed=False, watch=watch)
-        federate(grid, recipe, folder, venue, spec)
+        run_context = RunContext(recipe.federation.silos or recipe.federation.minimum, fixed=False, watch=watch)
+        federate(grid, recipe, folder, run_context, spec)
         if recipe.report.samples:
             _tell(Event("no_samples", {"reason": "report.samples needs the silos' text, which stays with them"}))
         api.finish(recipe, folder, text_is_here=False)
@@ -72,7 +72,7 @@ def _compare(grid: Grid, settings: Mapping[str, Any]) -> None:
     folder = RunFolder(Path(str(settings["compare"])).resolve())
     recipe = folder.recipe()
     with run_folder.held(folder):
-        told, missing = alone.ask(grid, folder, Venue(recipe.federation.silos or 1, fixed=False, watch=_tell))
+        told, missing = alone.ask(grid, folder, RunContext(recipe.federation.silos or 1, fixed=False, watch=_tell))
         found = deployed.compare(folder, told, missing)
     tables.show_comparison(found, Console(width=160))
 

@@ -159,7 +159,7 @@ class PoolSettings(Section):
     spread: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
     """`lognormal`: standard deviation of the logarithm of sizes; `power`: exponent of sizes by rank. 1 if not given."""
     shards: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """`shards`: pieces a silo, 2 if not given."""
+    """`shards`: pieces per silo, 2 if not given."""
     minimum: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Training rows that every silo gets at least (not with `field`), 2 if not given."""
 
@@ -223,7 +223,7 @@ class DataSettings(Section):
     drop_leaks: bool = False
     """Leave out of the tests what also stands in training text, word for word or nearly."""
     max_length: MaxLength = 512
-    """Tokens of a row at most. Longer rows lose the start of their user's texts, then early exchanges, and only then
+    """Maximum tokens per row. Longer rows lose the start of their user's texts, then early exchanges, and only then
     the end of the last response; plain texts are cut into windows."""
     holdout: Holdout = 0.1
     """Share of a silo's rows that is held out, seeded, where the silo has no test file."""
@@ -257,9 +257,9 @@ class TrainingSettings(Section):
     rounds: Positive = 5
     """Rounds of the federation."""
     steps: Positive | None = None
-    """Optimizer steps a silo a round (20 where neither this nor `epochs` is given)."""
+    """Optimizer steps per silo per round (20 where neither this nor `epochs` is given)."""
     epochs: Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False)] | None = None
-    """Passes over a silo's rows a round, in place of `steps`."""
+    """Passes over a silo's rows per round, in place of `steps`."""
     batch: Positive = 8
     """Rows in a forward pass."""
     accumulation: Positive = 1
@@ -340,13 +340,13 @@ class FederationSettings(Section):
     engine: Literal["simulation", "inline"] = "simulation"
     """`simulation`: Flower's engine, silos in worker processes; `inline`: one after another in this process."""
     workers: Positive | None = None
-    """Silos that train at the same time, read by the simulation engine alone; else one a core, at most the number of
+    """Silos that train at the same time, read by the simulation engine alone; else one per core, at most the number of
     silos."""
     together: Annotated[int, Field(ge=1, le=1024)] = 1
     """Inline engine: silos of a round that train in one pass over the base, each with its own adapter, loss, clipping
     and optimizer: as if apart, up to rounding. For GPUs and small batches; on two cores of a CPU it gained 1 %."""
     threads: Positive | None = None
-    """Torch threads a silo (else cores / workers)."""
+    """Torch threads per silo (else cores / workers)."""
     round_timeout: Seconds = 3600.0
     """Seconds that a round waits for the silos it asked."""
     join_timeout: Seconds = 600.0
@@ -437,7 +437,7 @@ class ReportSettings(Section):
     """What the report may show."""
 
     samples: Annotated[int, Field(ge=0, le=20)] = 0
-    """Held-out questions a silo to answer in the report with the base and the tuned model. Their text is then
+    """Held-out questions per silo to answer in the report with the base and the tuned model. Their text is then
     in the report and on this machine: for simulations only."""
     names: bool = True
     """Whether the model card, which goes where the adapter goes, names the silos; else it numbers them."""
@@ -474,7 +474,7 @@ class Recipe(Section):
     name: RunName = "run"
     """Of the run: letters, digits, `.`, `_` and `-`."""
     seed: Seed = 0
-    """Of everything that is drawn: the same seed gives the same run."""
+    """Random seed. Runs with the same seed are identical."""
     model: ModelSettings = ModelSettings()
     lora: LoraSettings = LoraSettings()
     data: DataSettings = DataSettings()

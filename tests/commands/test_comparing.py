@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from silotune import cli
-from silotune.report import comparison
+from silotune.compare import comparison
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_compare_shows_what_it_found(call, run):
     code, out, err = call("compare", run.path, "--rows", "3")
     assert code == 0, err
     words = " ".join(out.split())
-    assert "held-out loss, nats a token" in words and "alone:birch" in words and "federated" in words
+    assert "held-out loss, nats per token" in words and "alone:birch" in words and "federated" in words
     assert "gain of federated over alone" in words and "% of what pooling all text gains" in words
     assert "by rows a silo holds" in words and "nowhere between these" in words and "Same start, batch" in words
     found = comparison.read(run.folder)

@@ -9,8 +9,8 @@ import silotune
 from silotune.data.rows import Turn
 from silotune.data.tokens import encode_prompt
 from silotune.errors import ModelError
+from silotune.inference import chat
 from silotune.model import lora
-from silotune.report import voice
 
 
 def logits(model, ids):
@@ -19,7 +19,7 @@ def logits(model, ids):
 
 
 def tuned(run):
-    found = voice.of(silotune.open_run(run).folder)
+    found = chat.of(silotune.open_run(run).folder)
     lora.put(found.tuner.model, found.adapter)
     return found.tuner
 
@@ -111,7 +111,7 @@ def test_a_base_without_a_template_and_one_that_asks_the_date_keep_trainings_tok
         for form in ("adapter", "merged"):
             tokenizer = transformers.AutoTokenizer.from_pretrained(run.export(form))
             ids = tokenizer.apply_chat_template([{"role": "user", "content": "Where?"}], add_generation_prompt=True)
-            trained = encode_prompt(voice.of(run.folder).tuner.tokenizer, [Turn("user", "Where?")])
+            trained = encode_prompt(chat.of(run.folder).tuner.tokenizer, [Turn("user", "Where?")])
             assert ids["input_ids"] == trained
 
 
@@ -133,7 +133,7 @@ def test_every_form_says_the_end_of_turn_that_the_base_does_not_know(make_recipe
 
     folder = make_model(tmp_path / "base", template=TEMPLATE.replace("<|im_end|>", "<|endoftext|>"))
     run = silotune.train(make_recipe(model={"base": str(folder)}), out=tmp_path / "run")
-    tokenizer = voice.of(run.folder).tuner.tokenizer
+    tokenizer = chat.of(run.folder).tuner.tokenizer
     ends = sorted(tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]))
     for written in (run.folder.adapter, run.export("adapter"), run.export("merged")):
         assert transformers.GenerationConfig.from_pretrained(written).eos_token_id == ends

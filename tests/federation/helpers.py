@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from silotune.federation import app, local
 from silotune.federation import run as run_folder
-from silotune.federation.events import Event, Venue
+from silotune.federation.events import Event, RunContext
 from silotune.federation.inline import InlineGrid, run_inline
 from silotune.federation.result import adapter_spec
 from silotune.federation.run import RunFolder
@@ -81,7 +81,7 @@ class Network(Grid):
 def serve(grid: Network, recipe: Recipe, out: Path, expected: int, watch: Any = lambda _: None) -> RunFolder:
     """Run a federation as on the members' machines: over a grid on which nodes come and go."""
     folder = run_folder.reopen(out, recipe) if out.exists() else run_folder.create(recipe, out)
-    federate(grid, recipe, folder, Venue(expected, fixed=False, watch=watch), adapter_spec(recipe))
+    federate(grid, recipe, folder, RunContext(expected, fixed=False, watch=watch), adapter_spec(recipe))
     return folder
 
 
@@ -91,21 +91,21 @@ def run(
     """Run a recipe inline, in this process; returns the folder and what happened."""
     events: list[Event] = []
     folder = run_folder.reopen(out, recipe) if out.exists() else run_folder.create(recipe, out)
-    crew = local.muster(recipe)
+    local_silos = local.prepare_silos(recipe)
 
     def note(event: Event) -> None:
         events.append(event)
         if watch:
             watch(event)
         if stop_after and event.kind == stop_after:
-            venue.stop.set()
+            run_context.stop.set()
 
-    venue = Venue(len(crew.silos), fixed=True, watch=note)
+    run_context = RunContext(len(local_silos.silos), fixed=True, watch=note)
     spec = adapter_spec(recipe)
     run_inline(
-        lambda grid: (federate(grid, recipe, folder, venue, spec), None)[1],
+        lambda grid: (federate(grid, recipe, folder, run_context, spec), None)[1],
         client or app.client_app,
-        [replace(silo, memory=folder.path / "memory") for silo in crew.silos],
+        [replace(silo, memory=folder.path / "memory") for silo in local_silos.silos],
         recipe.federation.together,
     )
     return folder, events

@@ -13,13 +13,14 @@ from tests.federation.helpers import Network, client_app
 from tests.report.helpers import Page, make_run
 
 import silotune
+from silotune.compare import comparison
 from silotune.errors import FederationError, RunError
 from silotune.federation import alone, local
 from silotune.federation.client import answer
-from silotune.federation.events import Venue
+from silotune.federation.events import RunContext
 from silotune.federation.inline import run_inline
 from silotune.federation.messages import FIELDS
-from silotune.report import comparison, deployed, tables
+from silotune.report import deployed, tables
 from silotune.report.page import content
 from silotune.wire.envelope import Envelope
 
@@ -32,10 +33,10 @@ def run(finished_run):
 def ask(run, client=None, silos=None):
     """Ask the silos of a run as a deployment would, on a grid in this process."""
     told, events = [], []
-    here = local.muster(run.folder.recipe()).showing(run.folder.scratch).silos
-    crew = [replace(silo, scratch=None) for silo in here if silos is None or silo.files.name in silos]
-    venue = Venue(len(crew), fixed=True, watch=events.append)
-    run_inline(lambda grid: told.append(alone.ask(grid, run.folder, venue)), client or client_app(), crew)
+    here = local.prepare_silos(run.folder.recipe()).showing(run.folder.scratch).silos
+    local_silos = [replace(silo, scratch=None) for silo in here if silos is None or silo.files.name in silos]
+    run_context = RunContext(len(local_silos), fixed=True, watch=events.append)
+    run_inline(lambda grid: told.append(alone.ask(grid, run.folder, run_context)), client or client_app(), local_silos)
     return *told[0], events
 
 
@@ -154,12 +155,12 @@ def test_where_nobody_scored_the_base_the_gains_stand_alone(run):
 def test_a_new_silo_does_not_stand_in_for_one_of_the_run(run, silos, make_recipe):
     """It answers the greeting first; the silos of the run that still think are waited for."""
     shutil.copytree(silos / "ash", silos / "acorn")
-    crew = sorted(local.muster(make_recipe()).silos, key=lambda silo: silo.files.name)
-    assert [silo.files.name for silo in crew] == ["acorn", "ash", "birch", "cedar"]
-    grid = Network(client_app(), crew)
+    local_silos = sorted(local.prepare_silos(make_recipe()).silos, key=lambda silo: silo.files.name)
+    assert [silo.files.name for silo in local_silos] == ["acorn", "ash", "birch", "cedar"]
+    grid = Network(client_app(), local_silos)
     looks = iter(range(100))
     grid.slow = lambda message: message.metadata.dst_node_id == 4 and next(looks) < 3
-    told, missing = alone.ask(grid, run.folder, Venue(3, fixed=False, watch=lambda _: None))
+    told, missing = alone.ask(grid, run.folder, RunContext(3, fixed=False, watch=lambda _: None))
     assert list(told) == ["ash", "birch", "cedar"] and not missing
 
 
@@ -225,7 +226,7 @@ def test_what_cannot_be_is_not_taken(run, fields, says):
 @pytest.mark.parametrize("rounds", [0, 3, 10**9])
 def test_a_server_cannot_ask_for_more_than_the_run(run, rounds):
     job = server_job(run.folder.recipe())
-    silo = local.muster(run.folder.recipe()).silos[0]
+    silo = local.prepare_silos(run.folder.recipe()).silos[0]
     said = answer(Envelope("down", "alone", {"job": job, "rounds": rounds}), silo)
     assert said.failure == f"the server asks for {rounds} rounds alone; the run has 2"
 

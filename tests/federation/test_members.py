@@ -40,7 +40,7 @@ class Story:
 
 def network(recipe, change=lambda *_: None):
     """Nodes 1, 2 and 3 for the silos ash, birch and cedar, and what happens on it."""
-    grid = Network(client_app(change), local.muster(recipe).silos)
+    grid = Network(client_app(change), local.prepare_silos(recipe).silos)
     return grid, Story(grid)
 
 
@@ -206,9 +206,9 @@ def keyed(tmp_path):
             fields = dict(reply.content[FIELDS]) | thief(request)
             return Message(RecordDict({**reply.content, FIELDS: ConfigRecord(fields)}), reply_to=request)
 
-        crew = [replace(silo, own_machine=True, memory=tmp_path / "memories" / silo.files.name)
-                for silo in local.muster(recipe).silos]  # fmt: skip
-        grid = Network(client_app(change), crew)
+        local_silos = [replace(silo, own_machine=True, memory=tmp_path / "memories" / silo.files.name)
+                for silo in local.prepare_silos(recipe).silos]  # fmt: skip
+        grid = Network(client_app(change), local_silos)
         grid.as_asked[4] = 2
         return grid, Story(grid)
 

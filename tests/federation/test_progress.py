@@ -32,16 +32,16 @@ def test_a_late_silos_work_is_called_off(make_recipe, tmp_path, monkeypatch):
     from tests.federation.helpers import Network, client_app
 
     from silotune.federation import exchange, local, run
-    from silotune.federation.events import Venue
+    from silotune.federation.events import RunContext
     from silotune.wire.envelope import Envelope
 
     now = [0.0]
     monkeypatch.setattr(exchange.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(exchange.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
     recipe = make_recipe()
-    grid = Network(client_app(), local.muster(recipe).silos)
+    grid = Network(client_app(), local.prepare_silos(recipe).silos)
     grid.slow = lambda _: True
-    line = exchange.Line(grid, run.create(recipe, tmp_path / "run"), Venue(3, True, scratch=tmp_path), 10)
+    line = exchange.Transport(grid, run.create(recipe, tmp_path / "run"), RunContext(3, True, scratch=tmp_path), 10)
     request = Envelope("down", "hello", {"job": "{}"})
     answers = list(exchange.exchange(line, {1: request, 2: request}, {1: "ash"}, 0, 9.0))
     assert {answer.problem for answer in answers} == {"no answer within 9 s"}

@@ -443,7 +443,7 @@ def test_whatever_goes_wrong_with_one_answer_is_that_answers_fault(make_recipe, 
             return honest(*arguments)
 
         monkeypatch.setattr(module, name, raising)
-    grid = Hostile(client_app(), local.muster(recipe).silos)
+    grid = Hostile(client_app(), local.prepare_silos(recipe).silos)
     folder = serve(grid, recipe, tmp_path / "run", 3)
     first = {line["silo"]: line for line in lines(folder, 1) if line["silo"]}
     assert once and [name for name, line in first.items() if line["status"] != "ok"] == ["birch"]
@@ -463,7 +463,7 @@ def test_a_message_of_another_that_cannot_be_pulled_costs_an_honest_silo_nothing
                 raise ValueError("of another node")
             return super().pull_messages(message_ids)
 
-    folder = serve(Disturbed(client_app(), local.muster(recipe).silos), recipe, tmp_path / "run", 3)
+    folder = serve(Disturbed(client_app(), local.prepare_silos(recipe).silos), recipe, tmp_path / "run", 3)
     assert failed and all(line["status"] == "ok" for line in lines(folder) if line["silo"])
 
 
@@ -479,7 +479,7 @@ def test_an_answer_in_anothers_name_is_passed_over(make_recipe, tmp_path):
             return replies
 
     recipe = recipe.model_copy(update={"federation": recipe.federation.model_copy(update={"round_timeout": 5.0})})
-    folder = serve(Forged(client_app(), local.muster(recipe).silos), recipe, tmp_path / "run", 3)
+    folder = serve(Forged(client_app(), local.prepare_silos(recipe).silos), recipe, tmp_path / "run", 3)
     said = {line["silo"]: line["reason"] for line in lines(folder, 1) if line["silo"]}
     assert said == {"ash": None, "birch": "no answer within 5 s", "cedar": None}
 
@@ -513,7 +513,7 @@ def test_a_connection_that_is_lost_is_no_answers_fault(make_recipe, tmp_path):
             raise ConnectionError("no route")
 
     with pytest.raises(ConnectionError):
-        serve(Lost(client_app(), local.muster(recipe).silos), recipe, tmp_path / "run", 3)
+        serve(Lost(client_app(), local.prepare_silos(recipe).silos), recipe, tmp_path / "run", 3)
 
 
 def test_one_answer_is_held_at_a_time(make_recipe, tmp_path):
@@ -525,7 +525,7 @@ def test_one_answer_is_held_at_a_time(make_recipe, tmp_path):
             asked.append(list(message_ids))
             return super().pull_messages(asked[-1])
 
-    serve(Counting(client_app(), local.muster(recipe).silos), recipe, tmp_path / "run", 3)
+    serve(Counting(client_app(), local.prepare_silos(recipe).silos), recipe, tmp_path / "run", 3)
     assert asked and all(len(identifiers) == 1 for identifiers in asked)
 
 

@@ -12,7 +12,7 @@ from silotune.model import base, trial
 from silotune.model.base import place
 from silotune.model.tuner import release, tuner
 from silotune.settings import LoraSettings
-from silotune.training.forward import ways_of
+from silotune.training.forward import forward_plan_of
 from silotune.training.kept import Keep
 from silotune.training.together import can_stack
 
@@ -26,7 +26,7 @@ def test_a_base_is_freed_before_the_next_is_loaded(tiny_base, tmp_path, monkeypa
     other = make_model(tmp_path / "other", seed=8)
     first = tuner(str(tiny_base), LoraSettings(r=2), PLACE)
     assert tuner(str(tiny_base), LoraSettings(r=2), PLACE) is first
-    ways_of(first.model, "cpu", 0.0, Keep())
+    forward_plan_of(first.model, "cpu", 0.0, Keep())
     can_stack(first.model)
     gone = weakref.ref(first.model.get_base_model())
     del first
@@ -79,7 +79,7 @@ def test_no_trial_of_a_way_swallows_it(tiny_base, monkeypatch, error):
 
     monkeypatch.setattr(type(resident.model.get_base_model().model), "forward", full)
     monkeypatch.setattr(type(resident.model.get_base_model()), "forward", full)
-    for find_out in (lambda: ways_of(resident.model, "cpu", 0.0, Keep()), lambda: can_stack(resident.model)):
+    for find_out in (lambda: forward_plan_of(resident.model, "cpu", 0.0, Keep()), lambda: can_stack(resident.model)):
         with pytest.raises(type(error)):
             find_out()
     release()

@@ -28,7 +28,7 @@ def test_the_tuned_adapter_gives_the_same_logits_in_plain_peft(tmp_path):
 
     import torch
 
-    from silotune.report.samples import load
+    from silotune.inference.samples import load
 
     resident = load(run.folder)
     ids = resident.tokenizer("Where is the Green Leaf form?")["input_ids"]

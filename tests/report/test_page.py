@@ -72,7 +72,7 @@ def test_headings_come_in_the_order_in_which_people_ask(run):
 def test_the_answer_has_the_figures_of_the_metrics(run):
     """Losses 3 and 4 of the base, 1 and 1.5 after round 2; 4 of 10 and 5 of 10 tokens right; 200 + 100 + 2 x 500 bytes up."""
     _, parsed = read(run)
-    assert "the loss went from 3.500 to 1.250 nats a token, and it fell for 2 of 2 silos." in parsed.text
+    assert "the loss went from 3.500 to 1.250 nats per token, and it fell for 2 of 2 silos." in parsed.text
     assert "perplexity, base to tuned 33.1 → 3.5 held-out token accuracy 40.0 % → 50.0 %" in parsed.text
     assert "left a silo at most (the base model: 5.0 MB) 1.3 kB" in parsed.text
     assert "silotune compare RUN" in parsed.text and "Not measured for this run." in parsed.text
@@ -120,7 +120,7 @@ def test_two_questions_two_numbers(run):
     add_comparison(run, found)
     text, parsed = read(run)
     assert ("On its own held-out rows, the shared model is better than the one a silo trains alone for 1 of 2 silos (mean gain "
-            "-0.050 nats a token, 95 % interval -0.500 to +0.500); on everybody's held-out rows for 2 of 2 (mean gain +0.250") in parsed.text.replace("  ", " ").replace(" ,", ",")  # fmt: skip
+            "-0.050 nats per token, 95 % interval -0.500 to +0.500); on everybody's held-out rows for 2 of 2 (mean gain +0.250") in parsed.text.replace("  ", " ").replace(" ,", ",")  # fmt: skip
     assert "it reached 75 % of the gain of a model trained on all the text in one place" in parsed.text
     assert cells(text, 'id="d-gain"')[1:] == [
         ["silo0", "+0.100", "-0.500 to +0.500", "+0.300", "-0.500 to +0.500"],
@@ -131,7 +131,7 @@ def test_two_questions_two_numbers(run):
     assert "Not better off on everybody's" not in parsed.text
     assert "training.rounds" in parsed.text and "federation.server_rate" in parsed.text
     assert "A private adapter" in parsed.text and "has none yet" in parsed.text
-    assert "at about 133 rows a silo" in parsed.text and "Odd &lt;thing&gt;." in text
+    assert "at about 133 rows per silo" in parsed.text and "Odd &lt;thing&gt;." in text
     rows = cells(text, "Every model on every silo's rows")
     assert rows[0] == ["rows of", "base", "federated", "pooled", "silo0 alone", "silo1 alone"]
     assert rows[1] == ["silo0", "3.000 50.0 %", "1.500 50.0 %", "1.000 50.0 %", "1.600 50.0 %", "1.700 50.0 %"]

@@ -28,7 +28,7 @@ def test_a_plot_is_text_in_the_pages_colours_with_figures_on_pointing(figures):
         assert "<title>silo1, round 2: 1.500, in training 3.000</title>" in svg
         assert "<title>all held-out rows, round 0: 3.500</title>" in svg
     assert made.words == (
-        "Held-out loss of 2 silos by round. Over all held-out rows it is 3.500 nats a token in round 0 and 1.250 in round 2."
+        "Held-out loss of 2 silos by round. Over all held-out rows it is 3.500 nats per token in round 0 and 1.250 in round 2."
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 from starlette.testclient import TestClient
 from tests.report.helpers import make_run
 
-from silotune.report.talking import Busy
+from silotune.inference.talking import Busy
 from silotune.report.website import application, own_names
 
 

@@ -13,7 +13,7 @@ from silotune.model.base import place
 from silotune.model.tuner import tuner
 from silotune.settings import LoraSettings
 from silotune.training import forward, kept
-from silotune.training.forward import Ways, each_token, losses, start_is_shared, ways_of
+from silotune.training.forward import ForwardPlan, each_token, forward_plan_of, losses, start_is_shared
 from silotune.training.kept import Keep, make_kept
 from silotune.training.loss import plain_logits, summed_losses
 from silotune.training.loss import targets as wanted_tokens
@@ -64,15 +64,15 @@ def blocks(tuned):
     return [causal.get_submodule(name) for (name,) in targets.blocks(causal)[0]]
 
 
-def measured(tuned, batch, ways):
+def measured(tuned, batch, forward_plan):
     """Loss, gradients, and right first choices; without ways, those of the oracle."""
     tuned.zero_grad()
-    if ways is None:
+    if forward_plan is None:
         logits = plain_logits(tuned, batch)
         loss, correct = summed_losses(logits, batch).sum(), int((logits.argmax(-1) == wanted_tokens(batch)).sum())
     else:
-        loss = losses(tuned, batch, ways).sum()
-        each, right = each_token(tuned, batch, ways)
+        loss = losses(tuned, batch, forward_plan).sum()
+        each, right = each_token(tuned, batch, forward_plan)
         assert torch.allclose(each.sum(), loss, rtol=1e-5)
         correct = int(right.sum())
     loss.backward()
@@ -92,14 +92,16 @@ def test_a_shared_start_gives_the_plain_loss_and_gradients(tmp_path, name):
     tuned = adapted(make(tmp_path, name))
     batch = collate(rows(), 0, "cpu")
     assert batch.shared == 14
-    ways = ways_of(tuned, "cpu", 0.0, Keep())
-    assert ways.head and ways.start == (name not in ("Mistral", "Gemma2")), "a window's cache forgets: not shared there"
-    assert_same(measured(tuned, batch, ways), measured(tuned, batch, None))
-    if ways.start:
+    forward_plan = forward_plan_of(tuned, "cpu", 0.0, Keep())
+    assert forward_plan.head and forward_plan.start == (name not in ("Mistral", "Gemma2")), (
+        "a window's cache forgets: not shared there"
+    )
+    assert_same(measured(tuned, batch, forward_plan), measured(tuned, batch, None))
+    if forward_plan.start:
         sizes = []
         block = blocks(tuned)[0]
         handle = block.register_forward_pre_hook(lambda _, given, named: sizes.append((given[0] if given else named["hidden_states"]).shape[:2]), with_kwargs=True)  # fmt: skip
-        losses(tuned, batch, ways)
+        losses(tuned, batch, forward_plan)
         handle.remove()
         assert sizes == [(1, 13), (4, batch.ids.shape[1] - 13)]
 
@@ -108,15 +110,15 @@ def test_a_shared_start_gives_the_plain_loss_and_gradients(tmp_path, name):
 def test_kept_activations_give_the_plain_loss_and_gradients(tmp_path, name):
     tuned = adapted(make(tmp_path, name), layers="upper-half")
     batch = collate(rows(), 0, "cpu")
-    ways = ways_of(tuned, "cpu", 0.0, Keep())
-    assert ways.kept is not None and ways.kept.lowest == 2
+    forward_plan = forward_plan_of(tuned, "cpu", 0.0, Keep())
+    assert forward_plan.kept is not None and forward_plan.kept.lowest == 2
     oracle = measured(tuned, batch, None)
-    assert_same(measured(tuned, batch, ways), oracle)
-    assert len(ways.kept.outputs) == 4
-    lower = ways.kept.blocks[1]
+    assert_same(measured(tuned, batch, forward_plan), oracle)
+    assert len(forward_plan.kept.outputs) == 4
+    lower = forward_plan.kept.blocks[1]
     calls = []
     handle = next(lower.children()).register_forward_hook(lambda *_: calls.append(1))
-    assert_same(measured(tuned, batch, ways), oracle)
+    assert_same(measured(tuned, batch, forward_plan), oracle)
     handle.remove()
     assert not calls, "the lower blocks run once an example"
     assert_same(measured(tuned, batch, None), oracle)
@@ -140,19 +142,19 @@ def test_kept_activations_stay_in_their_bound_and_are_right_past_it(tmp_path):
     batch = collate(rows(), 0, "cpu")
     bound = 2 * 32 * 4 * len(rows()[1].ids)
     narrow = make_kept(tuned, Keep(most_bytes=bound))
-    ways = Ways(True, False, narrow)
+    forward_plan = ForwardPlan(True, False, narrow)
     oracle = measured(tuned, batch, None)
-    assert_same(measured(tuned, batch, ways), oracle)
+    assert_same(measured(tuned, batch, forward_plan), oracle)
     assert 0 < narrow.held <= bound and len(narrow.outputs) < 4
-    assert_same(measured(tuned, batch, ways), oracle)
+    assert_same(measured(tuned, batch, forward_plan), oracle)
 
 
 def test_in_bfloat16_they_take_half_and_are_near(tmp_path):
     tuned = adapted(make(tmp_path, "Llama"), layers=[3])
     batch = collate(rows(), 0, "cpu")
     half, full = make_kept(tuned, Keep("bfloat16")), make_kept(tuned, Keep())
-    loss = measured(tuned, batch, Ways(True, False, half))[0]
-    exact = measured(tuned, batch, Ways(True, False, full))[0]
+    loss = measured(tuned, batch, ForwardPlan(True, False, half))[0]
+    exact = measured(tuned, batch, ForwardPlan(True, False, full))[0]
     assert half.held * 2 == full.held
     assert loss == pytest.approx(float(exact), rel=1e-2) and loss != exact
 
@@ -175,13 +177,13 @@ def test_another_text_is_another_key(tmp_path):
 
 def test_dropout_of_the_adapter_shares_no_start(tmp_path):
     tuned = adapted(make(tmp_path, "Llama"), dropout=0.1)
-    assert start_is_shared(tuned, "cpu") and not ways_of(tuned, "cpu", 0.1, Keep()).start
+    assert start_is_shared(tuned, "cpu") and not forward_plan_of(tuned, "cpu", 0.1, Keep()).start
 
 
 def test_chunks_of_the_output_layer_add_up(tmp_path, monkeypatch):
     tuned = adapted(make(tmp_path, "Llama"))
     batch = collate(rows(), 0, "cpu")
-    whole = measured(tuned, batch, Ways(True, False))
+    whole = measured(tuned, batch, ForwardPlan(True, False))
     seen = []
     head = tuned.get_base_model().get_output_embeddings()
     linear = torch.nn.functional.linear
@@ -193,7 +195,7 @@ def test_chunks_of_the_output_layer_add_up(tmp_path, monkeypatch):
 
     monkeypatch.setattr(forward.functional, "linear", spy)
     monkeypatch.setattr(forward, "MOST_LOGITS", 5 * 2 * 4 * head.weight.shape[0])
-    assert_same(measured(tuned, batch, Ways(True, False)), whole)
+    assert_same(measured(tuned, batch, ForwardPlan(True, False)), whole)
     assert {5, 10} <= set(seen) and max(seen) == 10 and sum(seen) == 2 * batch.loss_tokens
 
 
@@ -202,7 +204,7 @@ def test_no_gradient_is_worked_out_below_the_lowest_adapter(tmp_path):
     tracked = []
     for block in blocks(tuned):
         block.register_forward_hook(lambda _, __, output: tracked.append((output[0] if isinstance(output, tuple) else output).requires_grad))  # fmt: skip
-    losses(tuned, collate(rows(), 0, "cpu"), Ways(True, False))
+    losses(tuned, collate(rows(), 0, "cpu"), ForwardPlan(True, False))
     assert tracked == [False, False, True, True]
 
 
@@ -211,7 +213,7 @@ def test_rows_that_share_nothing_or_stand_alone_take_the_whole_way(tmp_path):
     for given in (rows(shared=0), rows(count=1), [*rows(), example([5, 6, 7], [False, True, True])]):
         batch = collate(given, 0, "cpu")
         assert batch.shared < forward.SHORTEST_START
-        assert_same(measured(tuned, batch, Ways(True, True)), measured(tuned, batch, None))
+        assert_same(measured(tuned, batch, ForwardPlan(True, True)), measured(tuned, batch, None))
 
 
 def test_a_start_ends_where_loss_begins():

@@ -10,14 +10,15 @@ from tests.data.helpers import split_of
 
 from silotune.data.rows import Row, Turn
 from silotune.data.tokens import encode_prompt
-from silotune.model import generation, lora
+from silotune.inference import generation
+from silotune.inference.generation import Sampling
+from silotune.model import lora
 from silotune.model.adapter import initial_adapter
 from silotune.model.base import place
-from silotune.model.generation import Sampling
 from silotune.model.tuner import tuner
 from silotune.settings import LoraSettings
 from silotune.training import forward
-from silotune.training.forward import ways_of
+from silotune.training.forward import forward_plan_of
 from silotune.training.kept import Keep
 from silotune.training.labels import Candidates, _apart, candidates, choose, log_probabilities
 
@@ -40,8 +41,8 @@ def resident(tiny_base):
 
 
 @pytest.fixture
-def ways(resident):
-    return ways_of(resident.model, "cpu", 0.0, Keep())
+def forward_plan(resident):
+    return forward_plan_of(resident.model, "cpu", 0.0, Keep())
 
 
 def written(tokenizer, label, answer):
@@ -102,32 +103,32 @@ def brute_force(resident, question, tokens):
     return total, greedy
 
 
-def test_log_probabilities_are_those_of_the_plain_forward_pass(resident, ways):
+def test_log_probabilities_are_those_of_the_plain_forward_pass(resident, forward_plan):
     labels = ["north", "south", "north lamp", "the old door beside the river", "seven"]
     rows = [row(i, label) for i, label in enumerate(labels)]
     split = split_of(resident.tokenizer, rows, 200)
     offered = candidates(resident.tokenizer, [split])
-    assert ways.start  # the question is computed once for all of them
+    assert forward_plan.start  # the question is computed once for all of them
     for example in split:
         question = example.ids[: example.last_answer]
         expected = [brute_force(resident, question, tokens) for tokens in offered.tokens]
-        logs, first = log_probabilities(resident, ways, question, offered)
+        logs, first = log_probabilities(resident, forward_plan, question, offered)
         assert logs == pytest.approx([log for log, _ in expected], rel=1e-4)
         assert first.tolist() == [greedy for _, greedy in expected]
-        slow = dataclasses.replace(ways, start=False, head=False)
+        slow = dataclasses.replace(forward_plan, start=False, head=False)
         assert log_probabilities(resident, slow, question, offered)[0] == pytest.approx(logs, rel=1e-4)
 
 
-def test_many_labels_go_in_several_passes(resident, ways, monkeypatch):
+def test_many_labels_go_in_several_passes(resident, forward_plan, monkeypatch):
     from silotune.training import labels
 
     rows = [row(i, label) for i, label in enumerate(["north", "south", "seven", "river", "lamp"])]
     split = split_of(resident.tokenizer, rows, 200)
     offered = candidates(resident.tokenizer, [split])
     question = split[0].ids[: split[0].last_answer]
-    expected = log_probabilities(resident, ways, question, offered)[0]
+    expected = log_probabilities(resident, forward_plan, question, offered)[0]
     monkeypatch.setattr(labels, "TOKENS", 2 * (len(question) + 4))
-    assert log_probabilities(resident, ways, question, offered)[0] == pytest.approx(expected, rel=1e-5)
+    assert log_probabilities(resident, forward_plan, question, offered)[0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_label_that_begins_another_counts_only_where_the_other_does_not_follow():
@@ -137,7 +138,7 @@ def test_a_label_that_begins_another_counts_only_where_the_other_does_not_follow
     assert np.exp(whole) == pytest.approx([0.3, 0.1, 0.1, 0.3]) and greedy.tolist() == [False, True, False, False]
 
 
-def test_the_greedy_label_is_what_generation_says(resident, ways):
+def test_the_greedy_label_is_what_generation_says(resident, forward_plan):
     """Among the candidates are the model's own greedy answers to some questions, and so to these alone."""
     questions = [row(number, "x") for number in range(3)]
     prompts = [encode_prompt(resident.tokenizer, question.turns[:-1]) for question in questions]
@@ -150,36 +151,38 @@ def test_the_greedy_label_is_what_generation_says(resident, ways):
         said.append(tuple(ids))
     offered = Candidates(("greedy", "other"), (said[0], (5, 6, 7)))
     for prompt, ids in zip(prompts, said, strict=True):
-        _, first = log_probabilities(resident, ways, np.array(prompt, np.int32), offered)
+        _, first = log_probabilities(resident, forward_plan, np.array(prompt, np.int32), offered)
         assert first.tolist() == [ids == said[0], False]
     text = generation.answer(resident.model, resident.tokenizer, prompts[0], Sampling(max_tokens=3))
     assert text == resident.tokenizer.decode(said[0], skip_special_tokens=True).strip()
 
 
-def test_choosing_over_a_split(resident, ways):
+def test_choosing_over_a_split(resident, forward_plan):
     rows = [row(i, label) for i, label in enumerate(["north", "south", None, "seven"])]
     rows[2] = row(2, None, "Ask for the key")
     split = split_of(resident.tokenizer, rows, 200)
     offered = candidates(resident.tokenizer, [split])
     calls = []
-    found = choose(resident, ways, split, offered, 200, lambda: calls.append(1))
+    found = choose(resident, forward_plan, split, offered, 200, lambda: calls.append(1))
     assert found.truth.tolist() == [offered.labels.index(label) for label in ("north", "south", "seven")]
     assert len(calls) == 3 and found.left_out == 0
-    logs = [log_probabilities(resident, ways, split[i].ids[: split[i].last_answer], offered)[0] for i in (0, 1, 3)]
+    logs = [
+        log_probabilities(resident, forward_plan, split[i].ids[: split[i].last_answer], offered)[0] for i in (0, 1, 3)
+    ]
     assert found.likeliest.tolist() == [int(np.argmax(one)) for one in logs]
     longest = max(len(split[i].ids) for i in range(4))
-    assert choose(resident, ways, split, offered, longest - 5, lambda: None).left_out > 0
+    assert choose(resident, forward_plan, split, offered, longest - 5, lambda: None).left_out > 0
 
 
 def test_a_start_is_shared_for_an_adapter_that_drops_out_in_training(resident, monkeypatch):
-    ways = ways_of(resident.model, "cpu", 0.1, Keep())
-    assert not ways.start
+    forward_plan = forward_plan_of(resident.model, "cpu", 0.1, Keep())
+    assert not forward_plan.start
     split = split_of(resident.tokenizer, [row(i, label) for i, label in enumerate(["north", "south"])], 200)
     offered = candidates(resident.tokenizer, [split])
     lengths = []
     real = forward._hidden_after_start
     monkeypatch.setattr(forward, "_hidden_after_start", lambda *given: lengths.append(1) or real(*given))
-    choose(resident, ways, split, offered, 200, lambda: None)
+    choose(resident, forward_plan, split, offered, 200, lambda: None)
     assert len(lengths) > len(split)  # one to try it, one a question
 
 
@@ -197,7 +200,7 @@ def test_what_a_template_opens_every_answer_with_is_no_part_of_a_label():
     assert tokenizer.decode(split[0].ids[split[0].last_answer :]).startswith("Ask answer. north lamp")
 
 
-def test_the_answers_before_the_last_one_choose_no_label(resident, ways):
+def test_the_answers_before_the_last_one_choose_no_label(resident, forward_plan):
     turns = (Turn("user", "red ?"), Turn("assistant", "blue"), Turn("user", "lamp ?"), Turn("assistant", "north"))
     later = TEMPLATE.replace("+ '<|im_end|>' +", "+ ('<|im_end|>' if loop.last or message['role'] == 'user' else '') +")
     tokenizer = make_tokenizer(later)
@@ -205,5 +208,5 @@ def test_the_answers_before_the_last_one_choose_no_label(resident, ways):
     assert len(split) == 3 and split.questions.tolist() == [1, 2]
     offered = candidates(tokenizer, [split])
     assert offered.labels == ("north", "south")
-    chosen = choose(resident, ways, split, offered, 200, lambda: None)
+    chosen = choose(resident, forward_plan, split, offered, 200, lambda: None)
     assert chosen.truth.tolist() == [0, 1] and chosen.left_out == 0

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from silotune.training.local_run import learning_rate
 from tests.data.helpers import split_of
 
 from silotune.data.batches import collate, plan_round
@@ -16,13 +17,12 @@ from silotune.model.base import place
 from silotune.model.tuner import tuner
 from silotune.settings import LoraSettings, TrainingSettings
 from silotune.training import loop
-from silotune.training.course import learning_rate
 from silotune.training.evaluation import evaluate
-from silotune.training.forward import Ways
+from silotune.training.forward import ForwardPlan
 from silotune.training.loop import train_round
 from silotune.training.loss import plain_logits, summed_losses
 
-WAYS = Ways(head=True, start=False)
+WAYS = ForwardPlan(head=True, start=False)
 
 
 def rows(count=7):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from silotune.training.local_run import Step
 from tests.data.helpers import example, split_of
 from tests.federation.helpers import run
 from tests.training.test_forward import MODELS, adapted, make
@@ -21,13 +22,12 @@ from silotune.model.base import place
 from silotune.model.tuner import tuner
 from silotune.settings import LoraSettings, TrainingSettings
 from silotune.training import together
-from silotune.training.course import Step
-from silotune.training.forward import Ways, ways_of
+from silotune.training.forward import ForwardPlan, forward_plan_of
 from silotune.training.kept import Keep
 from silotune.training.loop import train_round
-from silotune.training.together import Part, can_stack, in_one_pass, train_together
+from silotune.training.together import TrainingTask, can_stack, in_one_pass, train_together
 
-PLAIN = Ways(head=True, start=False)
+PLAIN = ForwardPlan(head=True, start=False)
 SETTINGS = TrainingSettings(rounds=2, epochs=2, batch=2, learning_rate=0.01, clip=1.0, weight_decay=0.1)
 """Silos of 9, 6 and 4 rows take 9, 6 and 4 steps."""
 SILOS = {"ash": 9, "birch": 6, "cedar": 4}
@@ -83,30 +83,35 @@ def starts(resident):
 def parts(resident, trainable=None, **reports):
     adapters, texts = starts(resident), splits(resident)
     chosen = resident.spec.names if trainable is None else trainable
-    return {name: Part(name, texts[name], adapters[name], chosen, reports.get(name, lambda _: None)) for name in SILOS}
+    return {
+        name: TrainingTask(name, texts[name], adapters[name], chosen, reports.get(name, lambda _: None))
+        for name in SILOS
+    }
 
 
-def alone(resident, ways, settings, part):
+def alone(resident, forward_plan, settings, part):
     lora.put(resident.model, part.adapter)
-    totals = train_round(resident, ways, part.examples, settings, 0, part.silo, 2, part.report, part.trainable)
+    totals = train_round(resident, forward_plan, part.examples, settings, 0, part.silo, 2, part.report, part.trainable)
     return totals, lora.take(resident.model)
 
 
-def beside(resident, ways, settings, given):
-    return dict(zip((p.silo for p in given), train_together(resident, ways, given, settings, 0, 2), strict=True))
+def beside(resident, forward_plan, settings, given):
+    return dict(
+        zip((p.silo for p in given), train_together(resident, forward_plan, given, settings, 0, 2), strict=True)
+    )
 
 
 def apart(one, other):
     return max(float(np.abs(one[name] - other[name]).max()) for name in one)
 
 
-def assert_as_alone(resident, ways, settings=SETTINGS, within=1e-5, trainable=None):
+def assert_as_alone(resident, forward_plan, settings=SETTINGS, within=1e-5, trainable=None):
     """Train the three silos in one pass and each alone, and hold the results and the totals against each other."""
     given = list(parts(resident, trainable).values())
-    outcomes = beside(resident, ways, settings, given)
+    outcomes = beside(resident, forward_plan, settings, given)
     for part in given:
         totals, adapter = outcomes[part.silo].result()
-        expected, theirs = alone(resident, ways, settings, part)
+        expected, theirs = alone(resident, forward_plan, settings, part)
         assert apart(adapter, theirs) < within, part.silo
         assert apart(adapter, part.adapter) > 100 * within, "it has learned something"
         assert replace(totals, seconds=0.0, loss=0.0) == replace(expected, seconds=0.0, loss=0.0)
@@ -157,9 +162,9 @@ def test_in_float64_they_are_nearer_still(resident):
     assert_as_alone(replace(resident, model=copy.deepcopy(resident.model).double()), PLAIN, within=1e-7)
 
 
-@pytest.mark.parametrize("ways", [Ways(head=True, start=True), Ways(head=False, start=False)])
-def test_by_every_way_through_the_model(resident, ways):
-    assert_as_alone(resident, ways, SETTINGS.model_copy(update={"batch": 3, "accumulation": 2}))
+@pytest.mark.parametrize("ways", [ForwardPlan(head=True, start=True), ForwardPlan(head=False, start=False)])
+def test_by_every_way_through_the_model(resident, forward_plan):
+    assert_as_alone(resident, forward_plan, SETTINGS.model_copy(update={"batch": 3, "accumulation": 2}))
 
 
 @pytest.mark.parametrize("role", ["A", "B"])
@@ -174,10 +179,10 @@ def test_where_one_factor_is_trained_and_held_near_its_start(resident, role):
 
 def test_with_kept_activations(tiny_base):
     resident = load(tiny_base, layers=[1])
-    ways = ways_of(resident.model, "cpu", 0.0, Keep())
-    assert ways.kept is not None
-    assert_as_alone(resident, ways)
-    assert len(ways.kept.outputs) > 3
+    forward_plan = forward_plan_of(resident.model, "cpu", 0.0, Keep())
+    assert forward_plan.kept is not None
+    assert_as_alone(resident, forward_plan)
+    assert len(forward_plan.kept.outputs) > 3
 
 
 def test_a_start_is_shared_within_each_silo(resident):
@@ -186,7 +191,9 @@ def test_a_start_is_shared_within_each_silo(resident):
     block = resident.model.get_base_model().model.layers[0]
     handle = block.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[0]))
     try:
-        beside(resident, Ways(True, True), SETTINGS.model_copy(update={"batch": 3}), list(parts(resident).values()))
+        beside(
+            resident, ForwardPlan(True, True), SETTINGS.model_copy(update={"batch": 3}), list(parts(resident).values())
+        )
     finally:
         handle.remove()
     assert seen[:2] == [3, 9]
@@ -279,9 +286,9 @@ def passes(monkeypatch):
     """The names of the silos of every pass."""
     found = []
 
-    def noted(tuner, ways, parts, *rest):
+    def noted(tuner, forward_plan, parts, *rest):
         found.append([part.silo for part in parts])
-        return train_together(tuner, ways, parts, *rest)
+        return train_together(tuner, forward_plan, parts, *rest)
 
     monkeypatch.setattr(federation_together, "train_together", noted)
     return found

@@ -12,7 +12,7 @@ from silotune.commands import answering
 from silotune.commands.options import AsJson, RunPath
 
 if TYPE_CHECKING:
-    from silotune.serving.app import Service
+    from silotune.inference.app import Service
 
 KEY = "SILOTUNE_API_KEY"
 """Environment variable: what clients must send as their API key, if anything."""
@@ -34,7 +34,7 @@ def serve(
     """Serve a run's model to clients of OpenAI's API, as the models tuned and base, until it is stopped."""
     opened = silotune.open_run(run)
     answering.require_extra("serve")
-    from silotune.serving.app import build_app
+    from silotune.inference.app import build_app
 
     with answering.listening(host, port) as listener:
         url = f"{answering.address(host, listener)}/v1"
@@ -58,10 +58,10 @@ def _loopback(host: str) -> bool:
 
 
 def _service(run: "silotune.Run", host: str, max_tokens: int) -> "Service":
-    from silotune.report import voice
-    from silotune.serving.app import Service
+    from silotune.inference import chat
+    from silotune.inference.app import Service
 
-    speaker = voice.of(run.folder)
+    speaker = chat.of(run.folder)
     made = int((run.folder.adapter / "adapter_model.safetensors").stat().st_mtime)
     return Service(
         models={"tuned": made, "base": made},

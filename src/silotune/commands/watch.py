@@ -25,7 +25,7 @@ def watch(
 ) -> None:
     """Show a run's page in a browser while it goes on, with a box to ask its model; Ctrl-C ends it."""
     from silotune.federation.run import RunFolder
-    from silotune.report.talking import Talker
+    from silotune.inference.talking import Talker
     from silotune.report.website import application
 
     folder = RunFolder(run.resolve())

@@ -24,7 +24,7 @@ MOST_ROWS = 1_000_000
 
 
 def steps_in_round(settings: TrainingSettings, rows: int) -> int:
-    """Optimizer steps a round, for a silo with that many training rows."""
+    """Optimizer steps per round, for a silo with that many training rows."""
     if settings.epochs is None:
         return settings.steps or DEFAULT_STEPS
     return max(1, round(settings.epochs * rows / (settings.batch * settings.accumulation)))

@@ -16,18 +16,18 @@ from flwr.serverapp import Grid
 from silotune import atomic
 from silotune.errors import AdmissionError, RunError
 from silotune.federation import checkpoint
-from silotune.federation.baselines import Spent, spent_by
-from silotune.federation.events import Venue
+from silotune.federation.events import RunContext
 from silotune.federation.exchange import Answer, exchange
 from silotune.federation.members import Federation, assemble
 from silotune.federation.result import adapter_spec
 from silotune.federation.run import RunFolder
 from silotune.federation.server import opened
+from silotune.federation.spent import Spent, spent_by
 from silotune.wire.envelope import Envelope, shown
 from silotune.wire.profile import Alone, Profile
 
 
-def ask(grid: Grid, run: RunFolder, venue: Venue) -> tuple[Mapping[str, Alone], Mapping[str, str]]:
+def ask(grid: Grid, run: RunFolder, run_context: RunContext) -> tuple[Mapping[str, Alone], Mapping[str, str]]:
     """Have every silo of a finished run train alone; what it says is kept in RUN/compare and not asked again.
 
     A silo that did not score the last round has nothing to be held against: it is not asked. One that holds other rows
@@ -36,7 +36,7 @@ def ask(grid: Grid, run: RunFolder, venue: Venue) -> tuple[Mapping[str, Alone], 
     Args:
         grid: Flower's way to the silos.
         run: its folder; the messages go into its ledger, after the last round.
-        venue: circumstances.
+        run_context: who watches, how the run is stopped, and where its scratch folder is.
 
     Returns:
         What silos said, by name, and why there is nothing of others.
@@ -54,7 +54,7 @@ def ask(grid: Grid, run: RunFolder, venue: Venue) -> tuple[Mapping[str, Alone], 
     missing = {name: why for name, profile in saved.profiles.items() if (why := _no_use(profile, spent, scored))}
     # Whoever comes is asked: a single silo's row is worth having, and without any there may be rows that were told.
     recipe = recipe.model_copy(update={"federation": recipe.federation.model_copy(update={"minimum": 0})})
-    with opened(grid, recipe, run, venue, adapter_spec(recipe), saved) as federation:
+    with opened(grid, recipe, run, run_context, adapter_spec(recipe), saved) as federation:
         told = {name: one for name in saved.profiles.keys() - missing.keys()
                 if (one := _kept(federation, name, spent[name]))}  # fmt: skip
         wanted = {name: spent[name] for name in saved.profiles.keys() - missing.keys() - told.keys()}
@@ -89,7 +89,7 @@ def _exchanged(federation: Federation, wanted: Mapping[str, Spent]) -> tuple[dic
         federation.tell("asked", silo=name, rounds=wanted[name].rounds)
     # A round's time for each round, and one for the scoring.
     seconds = federation.recipe.federation.round_timeout * (max(each.rounds for each in wanted.values()) + 1)
-    for answer in exchange(federation.line, requests, names, federation.recipe.training.rounds + 1, seconds):
+    for answer in exchange(federation.transport, requests, names, federation.recipe.training.rounds + 1, seconds):
         name = names[answer.node]
         try:
             told[name] = _admit(answer, federation.profiles[name], wanted[name])

@@ -30,7 +30,7 @@ from silotune.data.seeds import derive
 from silotune.data.silos import SiloConfig
 from silotune.data.tokens import ChatOptions
 from silotune.errors import InputError, SilotuneError
-from silotune.federation.local import cores, crew_of
+from silotune.federation.local import cores, local_silos_of
 from silotune.model.adapter import NO_TENSORS, AdapterState, initial_adapter
 from silotune.model.base import LOCAL, public_name
 from silotune.model.embedded import NAME as EMBEDDED
@@ -78,10 +78,10 @@ def silo_of(node_config: Mapping[str, Any]) -> SiloConfig:
 
 @functools.lru_cache(maxsize=1)
 def _virtual_silos(recipe: str, scratch: str | None) -> tuple[SiloConfig, ...]:
-    crew = crew_of(load_recipe(Path(recipe)))
+    local_silos = local_silos_of(load_recipe(Path(recipe)))
     if scratch:
-        return crew.showing(Path(scratch)).silos
-    return tuple(replace(silo, memory=default_root()) for silo in crew.silos)
+        return local_silos.showing(Path(scratch)).silos
+    return tuple(replace(silo, memory=default_root()) for silo in local_silos.silos)
 
 
 # ------------------------------------------------------------------------------------------- answering
@@ -128,7 +128,7 @@ class Work:
     silo: SiloConfig
     round: int
     tuner: Any
-    ways: Any
+    forward_plan: Any
     corpus: Corpus
     progress: Callable[..., None] = field(default=lambda **_: None)
 
@@ -144,7 +144,7 @@ def prepare(request: Envelope, silo: SiloConfig) -> Work:
     from silotune.federation.progress import Progress
     from silotune.model.base import place
     from silotune.model.tuner import tuner
-    from silotune.training.forward import ways_of
+    from silotune.training.forward import forward_plan_of
     from silotune.training.kept import Keep
 
     job = _job_in(request, silo)
@@ -159,9 +159,9 @@ def prepare(request: Envelope, silo: SiloConfig) -> Work:
     corpus = load_corpus(silo, resident.tokenizer, job.max_length, job.seed, options)
     round_ = int(request.fields.get("round", 0))
     keep = Keep(silo.keep, silo.keep_mib << 20)  # type: ignore[arg-type]
-    ways = ways_of(resident.model, resident.device, job.lora.dropout, keep)
+    forward_plan = forward_plan_of(resident.model, resident.device, job.lora.dropout, keep)
     return Work(
-        job, silo, round_, resident, ways, corpus, Progress(silo.scratch, silo.files.name, round_, request.kind)
+        job, silo, round_, resident, forward_plan, corpus, Progress(silo.scratch, silo.files.name, round_, request.kind)
     )
 
 
@@ -371,8 +371,8 @@ def _trained(work: Work, start: Start) -> tuple[Any, AdapterState, Remembered | 
 
     lora.put(work.tuner.model, start.received.adapter)
     totals = train_round(
-        work.tuner, work.ways, work.corpus.train, work.job.training, work.job.seed, work.silo.files.name, work.round,
-        lambda step: work.progress(**asdict(step)), start.trainable, start.moments, start.drift,
+        work.tuner, work.forward_plan, work.corpus.train, work.job.training, work.job.seed, work.silo.files.name,
+        work.round, lambda step: work.progress(**asdict(step)), start.trainable, start.moments, start.drift,
     )  # fmt: skip
     return totals, lora.take(work.tuner.model), start.moments
 
@@ -395,7 +395,7 @@ def _evaluate(request: Envelope, silo: SiloConfig) -> Envelope:
     work = prepare(request, silo)
     _require_rows(_scored(work), "held out are", silo)
     lora.put(work.tuner.model, received(request, work).adapter)
-    score = evaluate(work.tuner, work.ways, work.corpus.test, lambda: work.progress())
+    score = evaluate(work.tuner, work.forward_plan, work.corpus.test, lambda: work.progress())
     fields: dict[str, Scalar] = {
         "rows": score.rows,
         "tokens": score.tokens,
@@ -427,7 +427,7 @@ def _alone(request: Envelope, silo: SiloConfig) -> Envelope:
         start = Start(Received(adapter, {}), {}, work.tuner.spec.names, moments, {})
         totals, adapter, moments = _trained(replace(work, round=round_), start)
         steps, tokens, loss_tokens = steps + totals.steps, tokens + totals.tokens, loss_tokens + totals.loss_tokens
-    score = evaluate(work.tuner, work.ways, work.corpus.test, lambda: work.progress())
+    score = evaluate(work.tuner, work.forward_plan, work.corpus.test, lambda: work.progress())
     told = Alone(score.rows, score.tokens, score.loss, score.correct, steps, tokens, loss_tokens,
                  time.monotonic() - began)  # fmt: skip
     return Envelope("up", "alone", asdict(told))

@@ -23,7 +23,7 @@ Watcher = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
-class Venue:
+class RunContext:
     """The circumstances that a federation runs in."""
 
     expected: int

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from silotune.errors import AdmissionError, Interrupted
 from silotune.federation import checkpoint
-from silotune.federation.events import Event, Venue
+from silotune.federation.events import Event, RunContext
 from silotune.federation.messages import TYPES, content, envelope, hashed_once, ledger_entry, refused_entry, weigh
 from silotune.federation.progress import call_off
 from silotune.federation.run import RunFolder
@@ -63,12 +63,12 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Line:
+class Transport:
     """The way to the silos."""
 
     grid: Grid
     run: RunFolder
-    venue: Venue
+    run_context: RunContext
     most_bytes: int
     """Of an answer's array."""
     in_turn: bool = False
@@ -80,7 +80,7 @@ class Line:
 
 
 def exchange(
-    line: Line, requests: Mapping[int, Envelope], names: Mapping[int, str], round_: int, seconds: float
+    transport: Transport, requests: Mapping[int, Envelope], names: Mapping[int, str], round_: int, seconds: float
 ) -> Iterator[Answer]:
     """Send each node its request and yield every node's answer or problem, in the order of arrival.
 
@@ -91,7 +91,7 @@ def exchange(
     Raises:
         Interrupted: the user asked to stop.
     """
-    waiting, nodes = send(line, requests, names, round_, seconds), list(requests)
+    waiting, nodes = send(transport, requests, names, round_, seconds), list(requests)
     del requests  # they may hold an adapter, and nobody else does
     sent = {asked.node for asked in waiting.values()}
     yield from (not_sent(node) for node in nodes if node not in sent)
@@ -99,27 +99,27 @@ def exchange(
     try:
         while waiting:
             quiet = True
-            for answer in arrivals(line, waiting):
-                require_going(line)
+            for answer in arrivals(transport, waiting):
+                require_going(transport)
                 yield answer
                 quiet = False
                 del answer  # while the next one is taken
-            require_going(line)
+            require_going(transport)
             pause = min(pause * 1.5, LONGEST_PAUSE) if quiet else FIRST_PAUSE
             if waiting and quiet:
                 time.sleep(pause)
     finally:
-        line.late.update(waiting)
+        transport.late.update(waiting)
 
 
-def require_going(line: Line) -> None:
+def require_going(transport: Transport) -> None:
     """Raise `Interrupted` if the user has asked to stop."""
-    if line.venue.stop.is_set():
-        raise Interrupted(f"Stopped by the user; {checkpoint.reached(line.run)}.")
+    if transport.run_context.stop.is_set():
+        raise Interrupted(f"Stopped by the user; {checkpoint.reached(transport.run)}.")
 
 
 def send(
-    line: Line, requests: Mapping[int, Envelope], names: Mapping[int, str], round_: int, seconds: float
+    transport: Transport, requests: Mapping[int, Envelope], names: Mapping[int, str], round_: int, seconds: float
 ) -> dict[str, Asked]:
     """Push the requests; return what is under way by Flower's identifiers. A node that is missing was not reached."""
     waiting: dict[str, Asked] = {}
@@ -132,11 +132,11 @@ def send(
                 message = Message(records, node, TYPES[request.kind], group_id=str(round_), ttl=seconds + KEPT)
                 entry = replace(ledger_entry(request, message, name or unnamed(node), round_, weight), node=node)
                 # One by one: Flower stores identical contents once, and a refusal concerns this node alone.
-                for identifier in line.grid.push_messages([message]):
+                for identifier in transport.grid.push_messages([message]):
                     if identifier:
                         until = time.monotonic() + seconds
                         waiting[identifier] = Asked(node, name, request.kind, round_, entry.bytes, seconds, until)
-                        _book(line, entry)
+                        _book(transport, entry)
     return waiting
 
 
@@ -150,38 +150,38 @@ def unnamed(node: int) -> str:
     return f"node {node}"
 
 
-def arrivals(line: Line, waiting: dict[str, Asked]) -> Iterator[Answer]:
+def arrivals(transport: Transport, waiting: dict[str, Asked]) -> Iterator[Answer]:
     """Take out of `waiting` what has arrived and what is overdue."""
     quiet = True
-    for answer in look(line, waiting):
+    for answer in look(transport, waiting):
         quiet = False
         yield answer
         del answer
     if quiet:  # else what has come while these were worked on is looked for first
-        yield from overdue(line, waiting)
+        yield from overdue(transport, waiting)
 
 
-def look(line: Line, waiting: dict[str, Asked]) -> Iterator[Answer]:
+def look(transport: Transport, waiting: dict[str, Asked]) -> Iterator[Answer]:
     """Take the answers that have arrived out of `waiting`, one at a time.
 
     Those that came too late are entered in the ledger only.
     """
-    identifiers = [*waiting, *line.late]
-    for wanted in [identifiers] if line.in_turn else [[identifier] for identifier in identifiers]:
+    identifiers = [*waiting, *transport.late]
+    for wanted in [identifiers] if transport.in_turn else [[identifier] for identifier in identifiers]:
         began = time.monotonic()
-        replies = _pulled(line, wanted)
-        took = time.monotonic() - began if line.in_turn else 0.0
+        replies = _pulled(transport, wanted)
+        took = time.monotonic() - began if transport.in_turn else 0.0
         while replies:
             identifier, reply = replies.pop(0)
             if (asked := waiting.pop(identifier, None)) is not None:
                 in_time = took <= asked.seconds
-                answer = _open(line, reply, asked, late=not in_time)
+                answer = _open(transport, reply, asked, late=not in_time)
                 yield answer if in_time else replace(answer, content=None, problem=_too_late(asked))
-            elif (asked := line.late.pop(identifier, None)) is not None:
-                _open(line, reply, asked, late=True)
+            elif (asked := transport.late.pop(identifier, None)) is not None:
+                _open(transport, reply, asked, late=True)
 
 
-def _pulled(line: Line, identifiers: Sequence[str]) -> list[tuple[str, Message | None]]:
+def _pulled(transport: Transport, identifiers: Sequence[str]) -> list[tuple[str, Message | None]]:
     """What has arrived for these messages, by their identifiers; None for an answer that cannot be read.
 
     An answer says itself which message it is to; what is to another than was asked for is passed over. Of a message
@@ -191,13 +191,13 @@ def _pulled(line: Line, identifiers: Sequence[str]) -> list[tuple[str, Message |
         Exception: the connection is lost, or, where silos answer in this process, whatever is raised there.
     """
     try:
-        replies = list(line.grid.pull_messages(identifiers))
+        replies = list(transport.grid.pull_messages(identifiers))
     except Exception as error:
-        if line.in_turn or _of_the_connection(error):
+        if transport.in_turn or _of_the_connection(error):
             raise
         (identifier,) = identifiers
-        again = identifier in line.unreadable
-        line.unreadable.add(identifier)
+        again = identifier in transport.unreadable
+        transport.unreadable.add(identifier)
         return [(identifier, None)] if again else []
     named = [(reply.metadata.reply_to_message_id, reply) for reply in replies]
     return [(identifier, reply) for identifier, reply in named if identifier in identifiers]
@@ -208,24 +208,24 @@ def _of_the_connection(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("httpx", "httpcore", "grpc")
 
 
-def overdue(line: Line, waiting: dict[str, Asked]) -> list[Answer]:
+def overdue(transport: Transport, waiting: dict[str, Asked]) -> list[Answer]:
     """Take out of `waiting` what has not been answered in time, and call it off."""
-    if line.in_turn:
+    if transport.in_turn:
         return []
     now = time.monotonic()
     over = {identifier: asked for identifier, asked in waiting.items() if asked.until <= now}
     for identifier, asked in over.items():
-        line.late[identifier] = waiting.pop(identifier)
-        if line.venue.scratch is not None and asked.name:
-            call_off(line.venue.scratch, asked.name, asked.round, asked.kind)
+        transport.late[identifier] = waiting.pop(identifier)
+        if transport.run_context.scratch is not None and asked.name:
+            call_off(transport.run_context.scratch, asked.name, asked.round, asked.kind)
     return [Answer(asked.node, None, _too_late(asked), asked.bytes, 0) for asked in over.values()]
 
 
-def enter_late(line: Line) -> None:
+def enter_late(transport: Transport) -> None:
     """Enter what has come too late so far. The end of a run does not depend on it: nothing is raised."""
-    if not line.in_turn:  # there it would be answered now
+    if not transport.in_turn:  # there it would be answered now
         with suppress(Exception):
-            for _ in look(line, {}):
+            for _ in look(transport, {}):
                 pass
 
 
@@ -233,7 +233,7 @@ def _too_late(asked: Asked) -> str:
     return f"no answer within {asked.seconds:g} s"
 
 
-def _open(line: Line, reply: Message | None, asked: Asked, late: bool) -> Answer:
+def _open(transport: Transport, reply: Message | None, asked: Asked, late: bool) -> Answer:
     """Enter an answer in the ledger and say what it is. Whatever goes wrong in reading it is its own fault."""
     if reply is not None and reply.has_error():
         return Answer(asked.node, None, _error_text(reply), asked.bytes, 0)
@@ -241,21 +241,21 @@ def _open(line: Line, reply: Message | None, asked: Asked, late: bool) -> Answer
     try:
         if reply is None:
             raise AdmissionError(UNREADABLE)
-        opened = envelope(reply, "up", kind, line.most_bytes)
+        opened = envelope(reply, "up", kind, transport.most_bytes)
         name = asked.name or shown(str(opened.fields.get("silo", name)))[:64]
         with hashed_once():
             entry, problem = ledger_entry(opened, reply, name, asked.round), opened.failure
     except Exception as error:  # its words may be the silo's
         problem = shown(str(error)) if isinstance(error, AdmissionError) else UNREADABLE
         entry = refused_entry(reply, kind, name, asked.round, problem)
-    _book(line, replace(entry, node=asked.node, late=late))
+    _book(transport, replace(entry, node=asked.node, late=late))
     return Answer(asked.node, opened if problem is None else None, problem, asked.bytes, entry.bytes)
 
 
-def _book(line: Line, entry: Entry) -> None:
+def _book(transport: Transport, entry: Entry) -> None:
     """Enter a message in the ledger, and tell whoever watches."""
-    ledger.append(line.run.ledger_file, entry)
-    line.venue.watch(Event("message", {
+    ledger.append(transport.run.ledger_file, entry)
+    transport.run_context.watch(Event("message", {
         "direction": entry.direction, "silo": entry.silo, "kind": entry.kind, "round": entry.round,
         "bytes": entry.bytes, "node": entry.node, "late": entry.late,
     }))  # fmt: skip

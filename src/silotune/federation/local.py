@@ -19,7 +19,7 @@ from silotune.data.silos import SiloConfig, SiloFiles
 from silotune.data.store import stamp
 from silotune.data.template_check import oddities
 from silotune.errors import OutputError, RecipeError
-from silotune.federation.events import Event, Venue, Watcher
+from silotune.federation.events import Event, RunContext, Watcher
 from silotune.federation.progress import ask_to_stop
 from silotune.model.base import load_tokenizer, locate, place
 from silotune.settings import Recipe
@@ -30,7 +30,7 @@ MEMORY = "memory"
 
 
 @dataclass(frozen=True)
-class Crew:
+class LocalSilos:
     """The silos of a simulation and how they share the machine."""
 
     silos: tuple[SiloConfig, ...]
@@ -44,30 +44,30 @@ class Crew:
     remarks: Sequence[str] = ()
     """What is odd about the base's chat template, and what was passed over."""
 
-    def showing(self, scratch: Path) -> "Crew":
-        """The same crew, showing its progress in a folder, and remembering beside it."""
+    def showing(self, scratch: Path) -> "LocalSilos":
+        """The same silos, showing their progress in a folder, and remembering beside it."""
         memory = scratch.parent / MEMORY
         return replace(self, silos=tuple(replace(silo, scratch=scratch, memory=memory) for silo in self.silos))
 
 
-def muster(recipe: Recipe) -> Crew:
+def prepare_silos(recipe: Recipe) -> LocalSilos:
     """Find the silos, read and tokenise every row of theirs, and divide the cores.
 
     Raises:
         InputError: text, settings or device that cannot be used; nothing has been trained.
     """
     place(recipe.model.device, recipe.model.dtype)
-    crew = crew_of(recipe)
-    require_enough(recipe, [silo.files.name for silo in crew.silos])
+    local_silos = local_silos_of(recipe)
+    require_enough(recipe, [silo.files.name for silo in local_silos.silos])
     tokenizer = load_tokenizer(locate(recipe.model.base))
     unread: dict[str, Mapping[str, Sequence[str]]] = {}
-    for silo in crew.silos:
+    for silo in local_silos.silos:
         corpus = load_corpus(silo, tokenizer, recipe.data.max_length, recipe.seed, options_of(recipe))
         found = {**corpus.test.store.described.unused, **corpus.train.store.described.unused}
         if found:
             unread[silo.files.name] = found
     runs = [f"{name} is the folder of a run and no silo: it is left out" for name in runs_among(recipe.data)]
-    return replace(crew, unread=unread, remarks=(*runs, *oddities(tokenizer, recipe.data.system)))
+    return replace(local_silos, unread=unread, remarks=(*runs, *oddities(tokenizer, recipe.data.system)))
 
 
 def require_enough(recipe: Recipe, names: Sequence[str]) -> None:
@@ -78,7 +78,7 @@ def require_enough(recipe: Recipe, names: Sequence[str]) -> None:
     """
     if len(names) < recipe.federation.minimum:
         raise RecipeError(
-            f"federation.minimum: asks for {recipe.federation.minimum} silos a round, data.silos has {len(names)} "
+            f"federation.minimum: asks for {recipe.federation.minimum} silos per round, data.silos has {len(names)} "
             f"({', '.join(sorted(map(printable, names)))})."
         )
     for name in names:
@@ -89,7 +89,7 @@ def require_enough(recipe: Recipe, names: Sequence[str]) -> None:
             )
 
 
-def crew_of(recipe: Recipe) -> Crew:
+def local_silos_of(recipe: Recipe) -> LocalSilos:
     """The silos that a recipe names on this machine, and their share of it; what was read before is not read again.
 
     Raises:
@@ -117,7 +117,7 @@ def crew_of(recipe: Recipe) -> Crew:
         )
         for files in sorted(found, key=_size, reverse=True)
     )
-    return Crew(silos, workers, threads, {files.name: leaks.read(leaked, files.name) for files in found})
+    return LocalSilos(silos, workers, threads, {files.name: leaks.read(leaked, files.name) for files in found})
 
 
 def _size(files: SiloFiles) -> tuple[int, str]:
@@ -176,22 +176,22 @@ def _descriptor(stream: Any) -> int | None:
 
 
 @contextmanager
-def local_venue(silos: int, watch: Watcher, scratch: Path) -> Iterator[Venue]:
-    """A venue on this machine that Ctrl-C and SIGTERM bring to an orderly end: a second Ctrl-C ends it at once."""
-    venue = Venue(silos, fixed=True, watch=watch, stop=threading.Event(), scratch=scratch)
+def local_run_context(silos: int, watch: Watcher, scratch: Path) -> Iterator[RunContext]:
+    """The context of a run on this machine: Ctrl-C and SIGTERM end it in order, a second Ctrl-C at once."""
+    run_context = RunContext(silos, fixed=True, watch=watch, stop=threading.Event(), scratch=scratch)
 
     def stop(number: int, _: FrameType | None) -> None:
-        if venue.stop.is_set() and number == signal.SIGINT:
+        if run_context.stop.is_set() and number == signal.SIGINT:
             os._exit(130)  # Ray's processes end with this one
-        venue.stop.set()
+        run_context.stop.set()
         ask_to_stop(scratch)
 
     if threading.current_thread() is not threading.main_thread():
-        yield venue
+        yield run_context
         return
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield venue
+        yield run_context
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -13,8 +13,8 @@ from typing import Any
 from silotune.algorithms.interface import Method
 from silotune.errors import AdmissionError, FederationError, ModelError, RunError
 from silotune.federation import checkpoint
-from silotune.federation.events import Event, Venue
-from silotune.federation.exchange import Answer, Asked, Line, arrivals, not_sent, require_going, send, unnamed
+from silotune.federation.events import Event, RunContext
+from silotune.federation.exchange import Answer, Asked, Transport, arrivals, not_sent, require_going, send, unnamed
 from silotune.federation.run import RunFolder
 from silotune.model.adapter import AdapterSpec
 from silotune.settings import Recipe
@@ -44,10 +44,10 @@ class Refusal:
 class Federation:
     """A federation that is running: what stays fixed, and which silos are known."""
 
-    line: Line
+    transport: Transport
     recipe: Recipe
     run: RunFolder
-    venue: Venue
+    run_context: RunContext
     spec: AdapterSpec
     method: Method
     codec: Codec
@@ -74,7 +74,7 @@ class Federation:
 
     def tell(self, kind: str, **fields: Any) -> None:
         """Tell whoever watches."""
-        self.venue.watch(Event(kind, fields))
+        self.run_context.watch(Event(kind, fields))
 
 
 def assemble(federation: Federation, wanted: int | Set[str], seconds: float) -> None:
@@ -91,13 +91,15 @@ def assemble(federation: Federation, wanted: int | Set[str], seconds: float) -> 
     deadline = time.monotonic() + seconds
     while True:
         connected = _greet(federation)
-        nobody_else = federation.venue.fixed and connected >= federation.venue.expected and not federation.hellos
+        nobody_else = (
+            federation.run_context.fixed and connected >= federation.run_context.expected and not federation.hellos
+        )
         over = nobody_else or time.monotonic() >= deadline
         if federation.base is None and (over or _enough((each.silo for each in federation.guests.values()), wanted)):
             _settle(federation, others_may_answer=bool(federation.hellos) and not over)
         if over or _enough(federation.members.values(), wanted):
             break
-        require_going(federation.line)
+        require_going(federation.transport)
         time.sleep(PAUSE)
     minimum = federation.recipe.federation.minimum
     if len(federation.members) < minimum:
@@ -116,14 +118,14 @@ def _enough(names: Iterable[str], wanted: int | Set[str]) -> bool:
 
 def _greet(federation: Federation) -> int:
     """Drop nodes that are gone, ask new ones who they are, hear those that answer. Returns how many are connected."""
-    connected = set(federation.line.grid.get_node_ids())
+    connected = set(federation.transport.grid.get_node_ids())
     _drop(federation, connected)
     now = time.monotonic()
     thinking = {asked.node for asked in federation.hellos.values()}
     paused = {node for node, refusal in federation.refused.items() if refusal.until > now}
     new = sorted(connected - federation.members.keys() - federation.guests.keys() - thinking - paused)
     requests = {node: Envelope("down", "hello", {"job": federation.job}) for node in new}
-    asked = send(federation.line, requests, {}, 0, federation.recipe.federation.join_timeout)
+    asked = send(federation.transport, requests, {}, 0, federation.recipe.federation.join_timeout)
     federation.hellos.update(asked)
     reached = {each.node for each in asked.values()}
     for node in new:
@@ -132,10 +134,10 @@ def _greet(federation: Federation) -> int:
     heard = True
     while heard:
         heard = False
-        for answer in arrivals(federation.line, federation.hellos):
+        for answer in arrivals(federation.transport, federation.hellos):
             _hear(federation, answer)
             heard = True
-        require_going(federation.line)
+        require_going(federation.transport)
     return len(connected)
 
 
@@ -150,7 +152,7 @@ def _drop(federation: Federation, connected: set[int]) -> None:
             federation.refused.pop(node, None)
     for identifier, asked in list(federation.hellos.items()):
         if asked.node not in connected:
-            federation.line.late[identifier] = federation.hellos.pop(identifier)
+            federation.transport.late[identifier] = federation.hellos.pop(identifier)
 
 
 def _hear(federation: Federation, answer: Answer) -> None:
@@ -257,7 +259,7 @@ def _join(federation: Federation, node: int, profile: Profile) -> None:
         raise AdmissionError(f"its key, {profile.key or 'none'}, is not the one with which that name joined this run")
     if before is not None and _kept(before) != _kept(profile):
         # Where anybody may start a node, none ends a run; where all text is on this machine, it has been changed.
-        if federation.began or (federation.resumed and not federation.venue.fixed):
+        if federation.began or (federation.resumed and not federation.run_context.fixed):
             raise AdmissionError("it holds other rows or another base model than when it joined first")
         if federation.resumed:
             raise RunError(f"silo {profile.silo!r} holds other rows or another base model than when this run began.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from silotune.federation.run import RunFolder
 from silotune.model import base, lora
 from silotune.model.adapter import AdapterSpec, AdapterState
-from silotune.model.generation import stopping
+from silotune.model.stopping import stopping
 from silotune.settings import Recipe
 
 

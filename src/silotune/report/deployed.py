@@ -7,12 +7,8 @@ the silo says itself (`federation.alone`). Nobody tests a silo's model on anothe
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from silotune.data.files import printable
-from silotune.errors import FederationError
-from silotune.federation.baselines import Spent, spent_by, total
-from silotune.federation.run import RunFolder
-from silotune.report import comparison, page
-from silotune.report.comparison import (
+from silotune.compare import comparison
+from silotune.compare.comparison import (
     SAME_BUDGET,
     TOKENS_BESIDE,
     Budget,
@@ -23,6 +19,11 @@ from silotune.report.comparison import (
     MeanGain,
     Trained,
 )
+from silotune.data.files import printable
+from silotune.errors import FederationError
+from silotune.federation.run import RunFolder
+from silotune.federation.spent import Spent, spent_by, total
+from silotune.report import page
 from silotune.report.figures import SiloFigures, gather
 from silotune.settings import Recipe
 from silotune.wire.profile import Alone

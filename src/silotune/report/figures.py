@@ -23,7 +23,7 @@ class SiloFigures:
     text_bytes: int
     cut: int
     losses: Mapping[int, float]
-    """Held-out loss by round, in nats a token; round 0 is the base."""
+    """Held-out loss by round, in nats per token; round 0 is the base."""
     accuracies: Mapping[int, float]
     """Held-out token accuracy by round."""
     tokens: Mapping[int, int]
@@ -64,7 +64,7 @@ class Change:
     better: int
     """Silos whose loss fell."""
     loss: tuple[float, float]
-    """Base and tuned, nats a token, weighted by held-out tokens."""
+    """Base and tuned, nats per token, weighted by held-out tokens."""
     token_accuracy: tuple[float, float]
 
     @property

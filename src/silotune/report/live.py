@@ -81,7 +81,7 @@ def lines_for(event: Event) -> list[str]:
     if event.kind == "threads":
         before = " or ".join(map(str, fields["before"]))
         return [
-            f"the run began with {before} threads a silo and goes on with {fields['now']}: the last bits will differ "
+            f"the run began with {before} threads per silo and goes on with {fields['now']}: the last bits will differ "
             "from those of a run that was not interrupted"
         ]
     if event.kind == "joined":

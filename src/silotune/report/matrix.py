@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from silotune.report.comparison import Cell, Comparison, Everybody
-from silotune.report.statistics import Interval
+from silotune.compare.comparison import Cell, Comparison, Everybody
+from silotune.compare.statistics import Interval
 
 ALONE = "alone:"
 """What the names of models that one silo trained begin with."""

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from silotune import atomic
+from silotune.compare import comparison as compared
 from silotune.federation.run import RunFolder
+from silotune.inference import samples
 from silotune.model.base import published_name
 from silotune.recipe import dump_recipe, without_folders
-from silotune.report import comparison as compared
-from silotune.report import plots, privacy, samples
+from silotune.report import plots, privacy
 from silotune.report.figures import Books, RunFigures, digests, gather
 from silotune.report.matrix import ALONE, Matrix, intervals, sides
 from silotune.report.matrix import matrix as matrix_of

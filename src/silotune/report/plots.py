@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from silotune.report.comparison import Comparison
+from silotune.compare.comparison import Comparison
 from silotune.report.figures import RunFigures, SiloFigures, human_bytes
 from silotune.report.svg import BAD, COLOURS, GOOD, INK, SOFT, Drawing, Plot, Size, label, plot
 
@@ -20,7 +20,7 @@ BARS = 60
 
 
 def loss_by_round(figures: RunFigures) -> Plot | None:
-    """Held-out loss by round: a thin line a silo, a heavy one for all held-out rows."""
+    """Held-out loss by round: one thin line per silo, a heavy one for all held-out rows."""
     if not figures.means:
         return None
 
@@ -40,7 +40,7 @@ def loss_by_round(figures: RunFigures) -> Plot | None:
                   label="all held-out rows")  # fmt: skip
         for round_, loss in list(zip(rounds, losses, strict=True))[:POINTS]:
             drawing.point(axes, round_, loss, f"all held-out rows, round {round_}: {loss:.3f}")
-        axes.set(xlabel="round (0 is the base model)", ylabel="held-out loss, nats a token")
+        axes.set(xlabel="round (0 is the base model)", ylabel="held-out loss, nats per token")
         low, high = axes.dataLim.intervaly
         if low < high / 3:
             axes.set_ylim(bottom=0)
@@ -52,7 +52,7 @@ def loss_by_round(figures: RunFigures) -> Plot | None:
     first, last = min(figures.means), max(figures.means)
     words = (
         f"Held-out loss of {len(figures.silos)} silos by round. Over all held-out rows it is "
-        f"{figures.means[first]['loss']:.3f} nats a token in round {first} and {figures.means[last]['loss']:.3f} in "
+        f"{figures.means[first]['loss']:.3f} nats per token in round {first} and {figures.means[last]['loss']:.3f} in "
         f"round {last}."
     )
     return plot(draw, words)
@@ -95,9 +95,9 @@ def fall_by_silo(figures: RunFigures) -> Plot | None:
         return None
     words = (
         f"Fall of the held-out loss against the base, {len(falls)} silos: from {min(falls.values()):.3f} to "
-        f"{max(falls.values()):.3f} nats a token."
+        f"{max(falls.values()):.3f} nats per token."
     )
-    return plot(lambda size: _gain_panels("fall", size, [("fall of the loss, nats a token", falls)]), words)
+    return plot(lambda size: _gain_panels("fall", size, [("fall of the loss, nats per token", falls)]), words)
 
 
 def gains(comparison: Comparison) -> Plot | None:
@@ -108,7 +108,7 @@ def gains(comparison: Comparison) -> Plot | None:
     everybody = {gain.silo: gain.everybody for gain in comparison.gains if gain.everybody is not None}
     if everybody:
         panels.append(("on everybody's", everybody))
-    words = "Gain of the federated model over a silo's own, nats a token. " + " ".join(
+    words = "Gain of the federated model over a silo's own, nats per token. " + " ".join(
         f"{title[0].upper()}{title[1:]}: {sum(value > 0 for value in values.values())} of {len(values)} silos are "
         f"better off, from {min(values.values()):+.3f} to {max(values.values()):+.3f}."
         for title, values in panels
@@ -154,7 +154,8 @@ def _signed_bars(drawing: Drawing, axes: Any, values: Mapping[str, float]) -> No
     axes.tick_params(axis="y", length=0)
     axes.locator_params(axis="x", nbins=4)
     for place, (name, value) in enumerate(named[:POINTS]):
-        drawing.area(axes, min(0, value), max(0, value), place - 0.4, place + 0.4, f"{name}: {value:+.4f} nats a token")
+        words = f"{name}: {value:+.4f} nats per token"
+        drawing.area(axes, min(0, value), max(0, value), place - 0.4, place + 0.4, words)
 
 
 def curve(comparison: Comparison) -> Plot | None:
@@ -176,13 +177,13 @@ def curve(comparison: Comparison) -> Plot | None:
                 axes.axvline(crossover, color=BAD, linewidth=1, linestyle="--")
                 drawing.point(axes, crossover, 0, f"crossover at about {crossover:.0f} rows")
             axes.set_title(title, color=SOFT)
-            axes.set(xlabel="training rows a silo holds", ylabel="gain, nats a token", xscale="log")
+            axes.set(xlabel="training rows a silo holds", ylabel="gain, nats per token", xscale="log")
             named = _apart(rows, 5 if size.narrow else 8)
             axes.set_xticks(named, [f"{count:,}" for count in named])
             axes.minorticks_off()
             axes.grid(axis="y")
             for count, value in zip(rows, values, strict=True):
-                drawing.point(axes, count, value, f"{count:,} rows: {value:+.4f} nats a token")
+                drawing.point(axes, count, value, f"{count:,} rows: {value:+.4f} nats per token")
         return drawing
 
     words = "Gain over training alone against the rows that a silo holds."

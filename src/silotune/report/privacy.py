@@ -20,7 +20,7 @@ def measures(shown: bool) -> Sequence[Measure]:
             "Text stays with its silo",
             True,
             "Rows and tokens are in no message: what a message may hold is declared, and any other is refused on both "
-            "sides. An update was computed from the text, though, and can tell something of it.",
+            "sides. An update was computed from the text, though, and can leak information about it.",
         ),
         Measure(
             "Differential privacy",

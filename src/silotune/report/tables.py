@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from silotune.compare.comparison import Cell, Comparison, Everybody, Gain, MeanGain
+from silotune.compare.later import Evaluation
+from silotune.compare.statistics import Interval
 from silotune.data.files import printable
-from silotune.report.comparison import Cell, Comparison, Everybody, Gain, MeanGain
-from silotune.report.later import Evaluation
 from silotune.report.matrix import ALONE, OWN, Matrix, intervals
 from silotune.report.matrix import matrix as matrix_of
-from silotune.report.statistics import Interval
 from silotune.training.scores import LabelScores
 
 EVERYBODY = "everybody"
@@ -33,7 +33,7 @@ def show_comparison(found: Comparison, console: Console) -> None:
 
 def show_evaluation(found: Evaluation, console: Console) -> None:
     """Print losses and scores on text that came later."""
-    table = _table("loss on all rows, nats a token", "rows", "model", "loss", "token accuracy", "rows", "tokens")
+    table = _table("loss on all rows, nats per token", "rows", "model", "loss", "token accuracy", "rows", "tokens")
     for cell in found.matrix:
         table.add_row(_shown(cell.silo), cell.model, *_figures(cell))
     for row in found.everybody if len({cell.silo for cell in found.matrix}) > 1 else ():
@@ -64,7 +64,7 @@ def _figures(row: Cell | Everybody) -> tuple[str, ...]:
 def _matrix(found: Comparison, whole: Matrix) -> Table:
     """A row a model, a column a silo's held-out rows; means over seeds."""
     of = "" if len(found.seeds) == 1 else f", means over {len(found.seeds)} seeds"
-    table = _table(f"held-out loss, nats a token{of}", "model", *map(_shown, whole.silos), EVERYBODY,
+    table = _table(f"held-out loss, nats per token{of}", "model", *map(_shown, whole.silos), EVERYBODY,
                    "tokens trained on")  # fmt: skip
     for model in whole.models:
         tokens = fmean(one.tokens for one in found.budget.models if one.model == model)
@@ -73,9 +73,9 @@ def _matrix(found: Comparison, whole: Matrix) -> Table:
 
 
 def _own_rows(found: Comparison, whole: Matrix) -> Table:
-    """A row a silo, a column a model, where no silo's own model was tested on another's rows."""
+    """One row per silo, one column per model, where no silo's own model was tested on another's rows."""
     tokens = {one.model: f"{one.tokens:,}" for one in found.budget.models}
-    table = _table("held-out loss on own rows, nats a token", "silo", *whole.models, "tokens trained on, alone")
+    table = _table("held-out loss on own rows, nats per token", "silo", *whole.models, "tokens trained on, alone")
     table.caption = f"tokens trained on, federated: {tokens['federated']}"
     for silo in (*whole.silos, None):
         name = EVERYBODY if silo is None else _shown(silo)
@@ -113,7 +113,7 @@ def _of_labels(labels: LabelScores | None) -> tuple[str, ...]:
 
 def _gains(found: Comparison) -> Table:
     """Gain over alone with its intervals, a row a silo."""
-    table = _table("gain of federated over alone, nats a token (above 0: federated is better)", "silo",
+    table = _table("gain of federated over alone, nats per token (above 0: federated is better)", "silo",
                    "own rows", "interval", "everybody's rows", "interval", "own accuracy", "everybody's")  # fmt: skip
     how = intervals(found)
     for gain in found.gains:
@@ -156,7 +156,7 @@ def _in_words(found: Comparison) -> list[str]:
     else:
         lines.append(f"Federated reaches {100 * found.share_of_pooled_gain:.0f} % of what pooling all text gains.")
     if found.curve:
-        place = "nowhere between these" if found.crossover is None else f"at about {found.crossover:.0f} rows a silo"
+        place = "nowhere between these" if found.crossover is None else f"at about {found.crossover:.0f} rows per silo"
         lines.append(f"The gain on own rows changes its sign {place}.")
     how = "Student's t over seeds" if len(found.seeds) > 1 else "paired bootstrap over held-out rows"
     lines.append(f"Intervals of 95 %: {how}.")
@@ -164,4 +164,4 @@ def _in_words(found: Comparison) -> list[str]:
 
 
 def _better(gain: float) -> str:
-    return f"{abs(gain):.3f} nats a token {'better' if gain > 0 else 'worse'} off"
+    return f"{abs(gain):.3f} nats per token {'better' if gain > 0 else 'worse'} off"

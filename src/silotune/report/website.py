@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from silotune.errors import SilotuneError
 from silotune.federation.run import RunFolder
+from silotune.inference.talking import MODELS, Answers, Busy, Talker, speaker
 from silotune.report.following import Following
-from silotune.report.talking import MODELS, Answers, Busy, Talker, speaker
 
 if TYPE_CHECKING:
     from starlette.requests import Request

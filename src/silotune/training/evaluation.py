@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from silotune.data.batches import Batch, by_length, collate
 from silotune.data.joined import Examples
 from silotune.model.tuner import Tuner
-from silotune.training.forward import Ways, each_token
+from silotune.training.forward import ForwardPlan, each_token
 
 TOKENS = 4096
 """Tokens in a forward pass of evaluation, padding included."""
@@ -43,15 +43,19 @@ class Scores:
     correct: NDArray[np.int64]
 
 
-def evaluate(tuner: Tuner, ways: Ways, examples: Examples, report: Callable[[], None] = lambda: None) -> Score:
+def evaluate(
+    tuner: Tuner, forward_plan: ForwardPlan, examples: Examples, report: Callable[[], None] = lambda: None
+) -> Score:
     """Score the adapter that lies in the model on rows; `report` is called after each batch and may raise to stop."""
     began = time.monotonic()
-    each = score_each(tuner, ways, examples, report)
+    each = score_each(tuner, forward_plan, examples, report)
     sums = int(each.tokens.sum()), float(each.loss.sum()), int(each.correct.sum())
     return Score(len(examples), *sums, time.monotonic() - began)
 
 
-def score_each(tuner: Tuner, ways: Ways, examples: Examples, report: Callable[[], None] = lambda: None) -> Scores:
+def score_each(
+    tuner: Tuner, forward_plan: ForwardPlan, examples: Examples, report: Callable[[], None] = lambda: None
+) -> Scores:
     """Like `evaluate`, for each example apart."""
     model, pad = tuner.model, int(tuner.tokenizer.pad_token_id or 0)
     model.eval()
@@ -59,7 +63,7 @@ def score_each(tuner: Tuner, ways: Ways, examples: Examples, report: Callable[[]
     tokens, correct = np.zeros(len(examples), np.int64), np.zeros(len(examples), np.int64)
     for rows in by_length(examples.lengths, TOKENS):
         batch = collate([examples[row] for row in rows], pad, tuner.device)
-        losses, first = each_token(model, batch, ways)
+        losses, first = each_token(model, batch, forward_plan)
         tokens[rows] = batch.predicts.sum(1).cpu().numpy()
         loss[rows], correct[rows] = summed(batch, losses), summed(batch, first)
         report()

@@ -29,7 +29,7 @@ SHORTEST_START = 8
 
 
 @dataclass(frozen=True)
-class Ways:
+class ForwardPlan:
     """Which short ways are exact for a model."""
 
     head: bool
@@ -37,26 +37,26 @@ class Ways:
     kept: Kept | None = None
 
 
-def losses(tuned: Any, batch: Batch, ways: Ways) -> Tensor:
+def losses(tuned: Any, batch: Batch, forward_plan: ForwardPlan) -> Tensor:
     """Sums of the cross-entropy over the loss tokens of each silo of the batch, (silos,), in nats; with gradients."""
-    if not ways.head:
+    if not forward_plan.head:
         return summed_losses(plain_logits(tuned, batch), batch)
     head = tuned.get_base_model().get_output_embeddings()
-    hidden = answer_hidden(tuned, batch, ways)
+    hidden = answer_hidden(tuned, batch, forward_plan)
     wanted, sizes = targets(batch), batch.loss_tokens_of_silos
     summed: Tensor = _SummedLoss.apply(hidden, head, wanted, sizes)  # type: ignore[no-untyped-call]
     return summed
 
 
-def each_token(tuned: Any, batch: Batch, ways: Ways) -> tuple[Tensor, Tensor]:
+def each_token(tuned: Any, batch: Batch, forward_plan: ForwardPlan) -> tuple[Tensor, Tensor]:
     """Cross-entropy (loss tokens,) in nats, float32, and whether each was the first choice; without gradients."""
     wanted = targets(batch)
     with torch.no_grad():
-        if not ways.head:
+        if not forward_plan.head:
             logits = plain_logits(tuned, batch)
             return functional.cross_entropy(logits, wanted, reduction="none"), logits.argmax(-1) == wanted
         head = tuned.get_base_model().get_output_embeddings()
-        hidden = answer_hidden(tuned, batch, ways)
+        hidden = answer_hidden(tuned, batch, forward_plan)
         losses, first = [hidden.new_zeros(0, dtype=torch.float32)], [wanted.new_zeros(0, dtype=torch.bool)]
         size = max(1, MOST_LOGITS // (4 * head.weight.shape[0]))
         for start in range(0, len(hidden), size):
@@ -67,12 +67,12 @@ def each_token(tuned: Any, batch: Batch, ways: Ways) -> tuple[Tensor, Tensor]:
     return torch.cat(losses), torch.cat(first)
 
 
-def answer_hidden(tuned: Any, batch: Batch, ways: Ways) -> Tensor:
+def answer_hidden(tuned: Any, batch: Batch, forward_plan: ForwardPlan) -> Tensor:
     """Last hidden states (loss tokens, width) at the positions that carry loss."""
-    if ways.kept is not None:
-        with feeding(ways.kept, batch):
+    if forward_plan.kept is not None:
+        with feeding(forward_plan.kept, batch):
             return _hidden(tuned, batch)
-    if ways.start and batch.shared >= SHORTEST_START:
+    if forward_plan.start and batch.shared >= SHORTEST_START:
         return _hidden_after_start(tuned, batch)
     return _hidden(tuned, batch)
 
@@ -160,7 +160,7 @@ def _add(values: Tensor, start: int, sums: Tensor, sizes: Sequence[int]) -> None
 
 
 @while_resident
-def ways_of(tuned: Any, device: str, dropout: float, keep: Keep) -> Ways:
+def forward_plan_of(tuned: Any, device: str, dropout: float, keep: Keep) -> ForwardPlan:
     """The ways that are exact for a model, found out once for the model's life.
 
     Args:
@@ -170,7 +170,9 @@ def ways_of(tuned: Any, device: str, dropout: float, keep: Keep) -> Ways:
         keep: of what the blocks below the lowest adapter give.
     """
     head = type(tuned.get_base_model().get_output_embeddings()) is torch.nn.Linear and head_is_plain(tuned, device)
-    return Ways(head, head and not dropout and start_is_shared(tuned, device), make_kept(tuned, keep) if head else None)
+    return ForwardPlan(
+        head, head and not dropout and start_is_shared(tuned, device), make_kept(tuned, keep) if head else None
+    )
 
 
 def start_is_shared(tuned: Any, device: str) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from silotune.data.batches import Batch
 from silotune.model.tuner import Tuner
-from silotune.training.forward import Ways, losses
+from silotune.training.forward import ForwardPlan, losses
 
 Objective = Callable[[Batch], Tensor]
 """Summed losses (silos,), in nats, of a batch with rows of so many silos; gradients are recorded."""
@@ -23,9 +23,9 @@ Adds to `.grad` of what is trained.
 """
 
 
-def cross_entropy(tuner: Tuner, ways: Ways) -> Objective:
+def cross_entropy(tuner: Tuner, forward_plan: ForwardPlan) -> Objective:
     """The cross-entropy of the tokens that carry loss: supervised fine-tuning."""
-    return lambda batch: losses(tuner.model, batch, ways)
+    return lambda batch: losses(tuner.model, batch, forward_plan)
 
 
 def of_means(objective: Objective, batches: Sequence[Batch], counts: Sequence[int]) -> list[float]:

@@ -25,7 +25,7 @@ from silotune.data.store import Split
 from silotune.data.tokens import Example, opening_tokens, own_words
 from silotune.model.tuner import Tuner
 from silotune.training.evaluation import TOKENS, summed
-from silotune.training.forward import Ways, each_token, start_is_shared
+from silotune.training.forward import ForwardPlan, each_token, start_is_shared
 from silotune.training.scores import Chosen
 
 LOOKED_AT = 20
@@ -127,13 +127,18 @@ def _tokens(tokenizer: Any, label: str) -> tuple[int, ...]:
 
 
 def choose(
-    tuner: Tuner, ways: Ways, split: Split, offered: Candidates, max_length: int, report: Callable[[], None]
+    tuner: Tuner,
+    forward_plan: ForwardPlan,
+    split: Split,
+    offered: Candidates,
+    max_length: int,
+    report: Callable[[], None],
 ) -> Chosen:
     """Have the model that lies in the tuner choose a label for every row that has one.
 
     Args:
         tuner: the resident model.
-        ways: through it.
+        forward_plan: the short ways through it.
         split: rows, those without a label are passed over.
         offered: labels to choose from; they must have the rows' own.
         max_length: of a question with its answer, in tokens.
@@ -142,8 +147,10 @@ def choose(
     place = {label: number for number, label in enumerate(offered.labels)}
     own = [place.get(label, -1) for label in split.store.described.labels]  # -1: a label of plain texts alone
     numbers = split.store.labels[split.row_of]
-    start = ways.start or (ways.head and start_is_shared(tuner.model, tuner.device))  # nothing drops out here
-    ways = replace(ways, kept=None, start=start)  # what is kept there is for rows that come again
+    start = forward_plan.start or (
+        forward_plan.head and start_is_shared(tuner.model, tuner.device)
+    )  # nothing drops out here
+    forward_plan = replace(forward_plan, kept=None, start=start)  # what is kept there is for rows that come again
     longest, found, left_out = max(map(len, offered.tokens)), [], 0
     opening = opening_tokens(tuner.tokenizer)
     questions = {int(index) for index in split.questions}
@@ -156,7 +163,7 @@ def choose(
         if len(question) + longest > max_length:
             left_out += 1
             continue
-        logs, first = log_probabilities(tuner, ways, question, offered)
+        logs, first = log_probabilities(tuner, forward_plan, question, offered)
         greedy = int(np.argmax(first)) if first.any() else -1
         found.append((own[numbers[index]], int(np.argmax(logs)), greedy))
         report()
@@ -165,16 +172,16 @@ def choose(
 
 
 def log_probabilities(
-    tuner: Tuner, ways: Ways, question: NDArray[np.int32], offered: Candidates
+    tuner: Tuner, forward_plan: ForwardPlan, question: NDArray[np.int32], offered: Candidates
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """For each candidate the log-probability of answering with it, and whether greedy generation does.
 
-    The question is computed once for all candidates of a pass where that is exact (`ways.start`). Where one
+    The question is computed once for all candidates of a pass where that is exact (`forward_plan.start`). Where one
     candidate's tokens begin another's, it counts as the answer only if that does not go on to be the other.
 
     Args:
         tuner: the resident model.
-        ways: through it.
+        forward_plan: the short ways through it.
         question: the tokens before the answer.
         offered: the candidates.
 
@@ -189,7 +196,7 @@ def log_probabilities(
     tuner.model.eval()
     for start in range(0, len(examples), size):
         batch = collate(examples[start : start + size], pad, tuner.device)
-        losses, chosen = each_token(tuner.model, batch, ways)
+        losses, chosen = each_token(tuner.model, batch, forward_plan)
         logs += (-summed(batch, losses)).tolist()
         first += (summed(batch, chosen) == batch.predicts.sum(1).cpu().numpy()).tolist()
     return _apart(np.array(logs), np.array(first), offered.tokens)

@@ -14,9 +14,9 @@ from silotune.model import lora
 from silotune.model.tuner import Tuner
 from silotune.settings import TrainingSettings
 from silotune.training.corrections import correction
-from silotune.training.course import Course, StepReport, TrainingTotals
-from silotune.training.forward import Ways
+from silotune.training.forward import ForwardPlan
 from silotune.training.gradients import cross_entropy, of_means
+from silotune.training.local_run import LocalRun, StepReport, TrainingTotals
 from silotune.training.optimizer import Moments, advance, make_optimizer, moments_of, resume
 
 NO_DRIFT: Mapping[str, NDArray[np.float32]] = {}
@@ -25,7 +25,7 @@ NO_DRIFT: Mapping[str, NDArray[np.float32]] = {}
 
 def train_round(
     tuner: Tuner,
-    ways: Ways,
+    forward_plan: ForwardPlan,
     examples: Examples,
     settings: TrainingSettings,
     seed: int,
@@ -42,7 +42,7 @@ def train_round(
 
     Args:
         tuner: the resident model, with the received adapter in it.
-        ways: the short ways through it (`forward.ways_of`).
+        forward_plan: the short ways through it (`forward.forward_plan_of`).
         examples: the silo's training rows (or those of all, pooled).
         settings: of the training.
         seed: of the run.
@@ -58,8 +58,8 @@ def train_round(
         DivergedError: the loss is not finite.
     """
     model, pad = tuner.model, int(tuner.tokenizer.pad_token_id or 0)
-    course = Course(examples, settings, seed, silo, round_, report)
-    objective, gradient = cross_entropy(tuner, ways), of_means
+    local_run = LocalRun(examples, settings, seed, silo, round_, report)
+    objective, gradient = cross_entropy(tuner, forward_plan), of_means
     torch.manual_seed(derive(seed, "dropout", silo, round_))
     model.train()
     began = time.monotonic()
@@ -67,15 +67,15 @@ def train_round(
         optimizer, correct = make_optimizer(tensors.values(), settings), correction(settings.proximal, drift, tensors)
         resume(optimizer, tensors, moments or {})
         try:
-            for step in course.steps():
+            for step in local_run.steps():
                 optimizer.zero_grad(set_to_none=True)
                 batches = [collate(rows, pad, tuner.device) for rows in step.passes]
                 (loss,) = gradient(objective, batches, [step.loss_tokens])
                 advance(optimizer, correct, step.rate, settings.clip)
-                course.done(step, loss, time.monotonic() - began)
+                local_run.done(step, loss, time.monotonic() - began)
             if moments is not None:
                 moments |= moments_of(optimizer, tensors)
         finally:
             model.eval()
             optimizer.zero_grad(set_to_none=True)
-    return course.totals(time.monotonic() - began)
+    return local_run.totals(time.monotonic() - began)

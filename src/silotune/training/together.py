@@ -32,10 +32,10 @@ from silotune.model.trial import succeeds
 from silotune.model.tuner import Tuner, while_resident
 from silotune.settings import TrainingSettings
 from silotune.training.corrections import Correction, correction
-from silotune.training.course import Course, Step, StepReport, TrainingTotals
-from silotune.training.forward import Ways
+from silotune.training.forward import ForwardPlan
 from silotune.training.gradients import cross_entropy, of_means
 from silotune.training.kept import drops_out, same
+from silotune.training.local_run import LocalRun, Step, StepReport, TrainingTotals
 from silotune.training.loop import NO_DRIFT
 from silotune.training.loss import plain_logits
 from silotune.training.optimizer import Moments, advance, make_optimizer, moments_of, resume
@@ -45,7 +45,7 @@ PASS: dict[str, int] = {"cpu": 32, "cuda": 1 << 20}
 
 
 @dataclass(frozen=True)
-class Part:
+class TrainingTask:
     """A silo that takes part."""
 
     silo: str
@@ -65,7 +65,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """What a silo's round came to: an adapter, or the exception that ended it."""
 
     totals: TrainingTotals | None = None
@@ -85,7 +85,7 @@ class Outcome:
 class _Silo:
     """A silo on its way through the round."""
 
-    course: Course
+    local_run: LocalRun
     steps: Iterator[Step]
     factors: dict[str, Tensor]
     optimizer: AdamW
@@ -107,7 +107,7 @@ class _Silo:
     def close(self, step: Step, loss: float, seconds: float) -> None:
         """Take note of a step that is done, and go on to the next."""
         self.seconds += seconds
-        self.course.done(step, loss, self.seconds)
+        self.local_run.done(step, loss, self.seconds)
         self.open()
 
     def open(self) -> None:
@@ -116,15 +116,20 @@ class _Silo:
 
 
 def train_together(
-    tuner: Tuner, ways: Ways, parts: Sequence[Part], settings: TrainingSettings, seed: int, round_: int
-) -> list[Outcome]:
+    tuner: Tuner,
+    forward_plan: ForwardPlan,
+    parts: Sequence[TrainingTask],
+    settings: TrainingSettings,
+    seed: int,
+    round_: int,
+) -> list[TrainingOutcome]:
     """Train several silos' adapters in one pass; what lies in the model afterwards is none of them.
 
     Only where `can_stack` says so is the result that of separate training.
 
     Args:
         tuner: the resident model.
-        ways: the short ways through it (`forward.ways_of`).
+        forward_plan: the short ways through it (`forward.forward_plan_of`).
         parts: the silos.
         settings: of the training.
         seed: of the run.
@@ -138,20 +143,20 @@ def train_together(
     try:
         while steps := {number: silo.step for number, silo in enumerate(silos) if silo.step is not None}:
             chosen = in_one_pass(steps, PASS[tuner.device])
-            _step(tuner, ways, [(silos[number], steps[number]) for number in chosen], settings.clip)
+            _step(tuner, forward_plan, [(silos[number], steps[number]) for number in chosen], settings.clip)
     finally:
         tuner.model.eval()
     return [_outcome(silo) for silo in silos]
 
 
-def _started(part: Part, tuned: Any, settings: TrainingSettings, seed: int, round_: int) -> _Silo:
-    course = Course(part.examples, settings, seed, part.silo, round_, part.report)
+def _started(part: TrainingTask, tuned: Any, settings: TrainingSettings, seed: int, round_: int) -> _Silo:
+    local_run = LocalRun(part.examples, settings, seed, part.silo, round_, part.report)
     factors = factors_like(tuned, part.adapter, part.trainable)
     trained = {name: factor for name, factor in factors.items() if name in part.trainable}
     optimizer = make_optimizer(trained.values(), settings)
     resume(optimizer, trained, part.moments or {})
     correct = correction(settings.proximal, part.drift, trained)
-    silo = _Silo(course, course.steps(), factors, optimizer, part.moments, trained, correct)
+    silo = _Silo(local_run, local_run.steps(), factors, optimizer, part.moments, trained, correct)
     silo.attempt(silo.open)
     return silo
 
@@ -179,7 +184,7 @@ def _longest(rows: Sequence[Example]) -> int:
     return max(len(example.ids) for example in rows)
 
 
-def _step(tuner: Tuner, ways: Ways, taken: Sequence[tuple[_Silo, Step]], clip: float) -> None:
+def _step(tuner: Tuner, forward_plan: ForwardPlan, taken: Sequence[tuple[_Silo, Step]], clip: float) -> None:
     """One optimizer step of each of these silos."""
     began = time.monotonic()
     for silo, _ in taken:
@@ -188,7 +193,7 @@ def _step(tuner: Tuner, ways: Ways, taken: Sequence[tuple[_Silo, Step]], clip: f
     passes = [sorted(step.passes, key=_longest) for _, step in taken]  # their order within a step is of no matter
     batches = [collate_silos(rows, pad, tuner.device) for rows in zip(*passes, strict=True)]
     with stacked(tuner.model, [silo.factors for silo, _ in taken]):
-        losses = of_means(cross_entropy(tuner, ways), batches, [step.loss_tokens for _, step in taken])
+        losses = of_means(cross_entropy(tuner, forward_plan), batches, [step.loss_tokens for _, step in taken])
     for silo, step in taken:
         advance(silo.optimizer, silo.correct, step.rate, clip)
     share = (time.monotonic() - began) / sum(step.tokens for _, step in taken)
@@ -196,13 +201,13 @@ def _step(tuner: Tuner, ways: Ways, taken: Sequence[tuple[_Silo, Step]], clip: f
         silo.attempt(functools.partial(silo.close, step, loss, share * step.tokens))
 
 
-def _outcome(silo: _Silo) -> Outcome:
+def _outcome(silo: _Silo) -> TrainingOutcome:
     if silo.error is not None:
-        return Outcome(error=silo.error)
+        return TrainingOutcome(error=silo.error)
     if silo.moments is not None:
         silo.moments |= moments_of(silo.optimizer, silo.trained)
     adapter = {name: factor.detach().float().cpu().numpy() for name, factor in silo.factors.items()}
-    return Outcome(silo.course.totals(silo.seconds), adapter)
+    return TrainingOutcome(silo.local_run.totals(silo.seconds), adapter)
 
 
 # -------------------------------------------------------------------------------- for which models it is right

@@ -1,0 +1,274 @@
+"""The models that a run is held against: the base, each silo alone, all text pooled, and the federation again.
+
+What is the same for all of them: the base, the adapter's shape and its start (drawn from the seed), a silo's rows, the
+batch, the learning rate and its course over the whole training, and an optimizer that starts anew each round. Alone and
+pooled are trained plainly, the whole adapter in every round, whatever the run's method: it is what a silo, or whoever
+had all the text, could do without a federation.
+
+alone       a federation of one silo, for as many rounds as that silo took part in: so many steps
+pooled      one model on all silos' rows, for as many optimizer steps as all silos together took in the federation: it
+            sees as many rows as they all did, and its tokens are noted beside it
+federated   the run's own adapter; with another seed or with fewer rows the same federation, run again in this process
+
+Each model has a folder in RUN/compare that is named by all that its training depends on. A training that was cut
+short goes on at its last round there, and one that is done is not done again.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from silotune import atomic
+from silotune.algorithms.interface import ServerState
+from silotune.compare.context import ComparisonContext
+from silotune.data.joined import Joined
+from silotune.data.seeds import derive
+from silotune.errors import DivergedError, FederationError, Interrupted
+from silotune.federation import checkpoint, result
+from silotune.federation.checkpoint import Saved
+from silotune.federation.events import Event
+from silotune.federation.local import MEMORY
+from silotune.federation.metrics import silo_line
+from silotune.federation.run import RunFolder, identify
+from silotune.federation.spent import Spent, spent_by, total
+from silotune.model import lora
+from silotune.model.adapter import AdapterState, initial_adapter
+from silotune.model.base import place, published_name
+from silotune.settings import FederationSettings, Recipe, TrainingSettings, WireSettings
+
+FORMAT = 1
+"""Changes when the same training would come to another result, or is written down otherwise."""
+POOLED = "pooled"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of a comparison."""
+
+    name: str
+    """`base`, `alone:NAME`, `pooled` or `federated`."""
+    seed: int
+    folder: Path
+    """Where what is known of it is kept."""
+    adapter: Path | None
+    """The folder of its adapter; None: the base."""
+    train_rows: int
+    spent: Spent
+    silos: Mapping[str, Spent]
+    """What each silo spent on it."""
+
+
+# ------------------------------------------------------------------------------------------- models that are there
+
+
+def base(context: ComparisonContext) -> Model:
+    """The base itself."""
+    folder = _folder(context, "base", {"base": context.fingerprint, "numbers": _numbers(context)})
+    return Model("base", context.recipe.seed, folder, None, 0, Spent(0, 0, 0, 0), {})
+
+
+def federated(context: ComparisonContext) -> Model:
+    """The run's own adapter."""
+    weights = (context.run.adapter / "adapter_model.safetensors").read_bytes()
+    depends = {"adapter": hashlib.blake2b(weights, digest_size=16).hexdigest(), "base": context.fingerprint,
+               "numbers": _numbers(context)}  # fmt: skip
+    folder = _folder(context, "federated", depends)
+    silos = spent_by(context.run.metrics())
+    rows = sum(len(context.corpus(silo).train) for silo in context.silos)
+    return Model("federated", context.recipe.seed, folder, context.run.adapter, rows,
+                 total(silos.values(), context.recipe.training.rounds), silos)  # fmt: skip
+
+
+def _numbers(context: ComparisonContext) -> list[str]:
+    model = context.recipe.model
+    return [place(model.device, model.dtype).dtype, model.keep]
+
+
+def put(context: ComparisonContext, model: Model) -> None:
+    """Have a model's adapter lie in the resident base."""
+    if model.adapter is not None:
+        adapter: AdapterState = lora.load(
+            model.adapter, context.resident.spec, context.recipe.lora, published_name(context.recipe.model.base)
+        )
+    else:
+        adapter = initial_adapter(context.resident.spec, derive(model.seed, "adapter"))
+    lora.put(context.resident.model, adapter)
+
+
+# ----------------------------------------------------------------------------------------- models that are trained
+
+
+def alone(
+    context: ComparisonContext, silo: str, seed: int, rounds: int, rows: int = 0, steps: int | None = None
+) -> Model:
+    """One silo on its own rows.
+
+    Args:
+        context: of the comparison.
+        silo: its name.
+        seed: of the training.
+        rounds: as many as it took part in.
+        rows: training rows that it holds at most; 0: all.
+        steps: a round, in place of the recipe's own.
+
+    Raises:
+        FederationError: training does not come to an end, the loss is not finite for example.
+    """
+    old = context.recipe.federation
+    plain = FederationSettings(minimum=1, engine="inline", threads=old.threads, round_timeout=old.round_timeout,
+                               join_timeout=old.join_timeout)  # fmt: skip
+    training = _with_steps(context.recipe.training, steps).model_copy(
+        update={"rounds": max(1, rounds), "proximal": 0.0}
+    )
+    changes = {"federation": plain, "training": training, "seed": seed, "wire": WireSettings()}
+    recipe = context.recipe.model_copy(update=changes)
+    return _federation(context, f"alone:{silo}", recipe, [silo], rows)
+
+
+def federated_again(context: ComparisonContext, seed: int, rows: int = 0, steps: int | None = None) -> Model:
+    """The run's federation, with another seed or fewer rows.
+
+    Raises:
+        FederationError: too few updates can be used.
+    """
+    training = _with_steps(context.recipe.training, steps)
+    recipe = context.recipe.model_copy(update={"training": training, "seed": seed})
+    return _federation(context, "federated", recipe, list(context.silos), rows)
+
+
+def pooled(context: ComparisonContext, seed: int, together: Spent) -> Model:
+    """One model on all silos' rows.
+
+    Args:
+        context: of the comparison.
+        seed: of the training.
+        together: what all silos spent in the federation.
+
+    Raises:
+        FederationError: the loss is not finite.
+    """
+    rounds = context.recipe.training.rounds
+    training = _with_steps(context.recipe.training, max(1, round(together.steps / rounds)))
+    training = training.model_copy(update={"proximal": 0.0})
+    recipe = context.recipe.model_copy(update={"training": training, "seed": seed})
+    names = sorted(context.silos)
+
+    def train(work: RunFolder) -> AdapterState:
+
+        try:
+            return _pool(context, work, recipe, names)
+        except DivergedError as error:
+            raise FederationError(f"{POOLED}: {error}") from None
+
+    return _trained(context, POOLED, recipe, names, 0, train)
+
+
+def _with_steps(training: TrainingSettings, steps: int | None) -> TrainingSettings:
+    return training if steps is None else training.model_copy(update={"steps": steps, "epochs": None})
+
+
+def _federation(context: ComparisonContext, name: str, recipe: Recipe, silos: list[str], rows: int) -> Model:
+    def train(work: RunFolder) -> AdapterState:
+        from silotune.federation.app import client_app
+        from silotune.federation.inline import run_inline
+        from silotune.federation.server import federate
+
+        identify(work)
+        run_context = replace(context.run_context, expected=len(silos), watch=_rounds_of(context, name, recipe))
+        spec, states = result.adapter_spec(recipe), list[ServerState]()
+        memory = work.path / MEMORY
+        local_silos = [
+            replace(context.silos[silo], rows=rows, memory=memory) for silo in context.silos if silo in silos
+        ]
+        try:
+            run_inline(
+                lambda grid: states.append(federate(grid, recipe, work, run_context, spec, scored=False)),
+                client_app,
+                local_silos,
+            )
+        except (FederationError, Interrupted) as error:
+            raise type(error)(f"{name}: {error}") from error
+        return states[0].adapter
+
+    return _trained(context, name, recipe, silos, rows, train)
+
+
+def _rounds_of(context: ComparisonContext, name: str, recipe: Recipe) -> Callable[[Event], None]:
+    """A watcher that passes on how far a training is, and nothing else."""
+
+    def watch(event: Event) -> None:
+        if event.kind == "round":
+            fields = {"model": name, "round": event.fields["round"], "rounds": recipe.training.rounds}
+            context.run_context.watch(Event("training", fields))
+
+    return watch
+
+
+def _pool(context: ComparisonContext, work: RunFolder, recipe: Recipe, silos: list[str]) -> AdapterState:
+    """Rounds of local training on all rows, saved after each."""
+    from silotune.training.loop import train_round
+
+    work.path.mkdir(parents=True, exist_ok=True)
+    saved = checkpoint.latest(work)
+    checkpoint.rewind(work, saved)
+    spec = context.resident.spec
+    state = saved.state if saved else ServerState(0, initial_adapter(spec, derive(recipe.seed, "adapter")))
+    rows = Joined(tuple(context.corpus(silo).train for silo in silos))
+    watch = _rounds_of(context, POOLED, recipe)
+    while state.round < recipe.training.rounds:
+        lora.put(context.resident.model, state.adapter)
+        moments = dict(state.slots) if recipe.training.moments == "keep" else None
+        totals = train_round(context.resident, context.forward_plan, rows, recipe.training, recipe.seed, POOLED,
+                             state.round + 1, lambda _: context.require_going(), moments=moments)  # fmt: skip
+        state = ServerState(state.round + 1, lora.take(context.resident.model), moments or {})
+        work.add_metrics(silo_line(state.round, POOLED, None) | {"train": asdict(totals)})
+        checkpoint.save(work, Saved(state, {}, checkpoint.metrics_bytes(work)))
+        watch(Event("round", {"round": state.round}))
+    return state.adapter
+
+
+def _trained(
+    context: ComparisonContext,
+    name: str,
+    recipe: Recipe,
+    silos: list[str],
+    rows: int,
+    train: Callable[[RunFolder], AdapterState],
+) -> Model:
+    """A model from its folder, trained if it is not there."""
+    depends = {
+        "recipe": recipe.model_dump(exclude={"name": True, "data": True, "evaluation": True, "report": True,
+                                             "trackers": True, "model": {"base", "keep_mib"}, "federation": RUNTIME}),
+        "base": context.fingerprint, "numbers": _numbers(context), "max_length": recipe.data.max_length,
+        "silos": [[silo, context.digest(silo, "train", rows)] for silo in sorted(silos)],
+    }  # fmt: skip
+    work = RunFolder(_folder(context, name, depends))
+    done = work.path / "trained.json"
+    if not done.exists():
+        result.write_adapter(work, recipe, train(work))
+        count = sum(len(context.corpus(silo, rows).train) for silo in silos)
+        told = {"model": name, "seed": recipe.seed, "rows": count,
+                "silos": {silo: asdict(spent) for silo, spent in spent_by(work.metrics()).items()}}  # fmt: skip
+        atomic.write_text(done, json.dumps(told, indent=2, ensure_ascii=False))
+    for needless in (work.states, work.path / MEMORY):
+        shutil.rmtree(needless, ignore_errors=True)
+    told = json.loads(done.read_text(encoding="utf-8"))
+    by_silo = {silo: Spent(**spent) for silo, spent in told["silos"].items()}
+    return Model(name, recipe.seed, work.path, work.adapter, told["rows"],
+                 total(by_silo.values(), recipe.training.rounds), by_silo)  # fmt: skip
+
+
+RUNTIME = {"engine", "workers", "threads", "silos", "round_timeout", "join_timeout"}
+"""Settings of the federation that change no figure."""
+
+
+def _folder(context: ComparisonContext, name: str, depends: Mapping[str, Any]) -> Path:
+    """RUN/compare/NAME-DIGEST."""
+    text = json.dumps({"format": FORMAT, "name": name, **depends}, sort_keys=True)
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
+    return context.run.path / "compare" / f"{re.sub('[^A-Za-z0-9.-]+', '-', name)[:40]}-{digest}"
