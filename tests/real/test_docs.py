@@ -130,7 +130,9 @@ def shallow(tmp_path):
     whole = embedded.embedded()
     folder = tmp_path / "shallow"
     shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    AutoModelForCausalLM.from_pretrained(whole, num_hidden_layers=2).save_pretrained(folder)
+    # Such a model does not come to an end of its own: it has room for short answers only.
+    shorter = {"num_hidden_layers": 2, "max_position_embeddings": 512}
+    AutoModelForCausalLM.from_pretrained(whole, **shorter).save_pretrained(folder)
     return folder
 
 
