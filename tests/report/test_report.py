@@ -105,7 +105,7 @@ def test_human_bytes(count, text):
 EVENTS = [
     Event("run", {"path": "/r", "scratch": "/nowhere", "workers": 2, "threads": 1}),
     Event("start", {"rounds": 2, "done": 0, "parameters": 5, "adapter_bytes": 20}),
-    Event("joined", {"silo": "ash", "train_rows": 3, "test_rows": 1, "cut": 2, "threads": 1}),
+    Event("joined", {"silo": "ash", "train_rows": 3, "test_rows": 1, "cut": 2, "threads": 1, "base": "b", "key": ""}),
     Event("round", {"round": 0, "evaluation": {"loss": 2.5}, "e_agg": None, "seconds": 1.0}),
     Event("round_start", {"round": 1, "cohort": ["ash"]}),
     Event("asked", {"silo": "ash", "round": 1}),
@@ -140,7 +140,7 @@ def test_a_table_where_there_is_one(tmp_path, monkeypatch):
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=100)
     table = LiveTable(console)
-    for event in [*EVENTS, Event("joined", {"silo": "cedar", "train_rows": 1, "test_rows": 1, "cut": 0, "threads": 1}),
+    for event in [*EVENTS, Event("joined", {"silo": "cedar", "train_rows": 1, "test_rows": 1, "cut": 0, "threads": 1, "base": "b", "key": ""}),
                   Event("round_start", {"round": 2, "cohort": ["ash", "cedar"]})]:  # fmt: skip
         table(event)
     table._state.scratch = tmp_path

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from silotune.training.local_run import Step
 from tests.data.helpers import example, split_of
 from tests.federation.helpers import run
 from tests.training.test_forward import MODELS, adapted, make
@@ -24,6 +23,7 @@ from silotune.settings import LoraSettings, TrainingSettings
 from silotune.training import together
 from silotune.training.forward import ForwardPlan, forward_plan_of
 from silotune.training.kept import Keep
+from silotune.training.local_run import Step
 from silotune.training.loop import train_round
 from silotune.training.together import TrainingTask, can_stack, in_one_pass, train_together
 
@@ -162,7 +162,7 @@ def test_in_float64_they_are_nearer_still(resident):
     assert_as_alone(replace(resident, model=copy.deepcopy(resident.model).double()), PLAIN, within=1e-7)
 
 
-@pytest.mark.parametrize("ways", [ForwardPlan(head=True, start=True), ForwardPlan(head=False, start=False)])
+@pytest.mark.parametrize("forward_plan", [ForwardPlan(head=True, start=True), ForwardPlan(head=False, start=False)])
 def test_by_every_way_through_the_model(resident, forward_plan):
     assert_as_alone(resident, forward_plan, SETTINGS.model_copy(update={"batch": 3, "accumulation": 2}))
 
