@@ -131,11 +131,12 @@ def shallow(tmp_path):
     folder = tmp_path / "shallow"
     shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     # Such a model does not come to an end of its own: it has room for short answers only.
-    shorter = {"num_hidden_layers": 2, "max_position_embeddings": 512}
+    shorter = {"num_hidden_layers": 2, "max_position_embeddings": 320}
     AutoModelForCausalLM.from_pretrained(whole, **shorter).save_pretrained(folder)
     return folder
 
 
+@pytest.mark.timeout(3600)  # a few minutes, and many more where others use the machine
 def test_the_commands_work_in_the_order_of_a_reader(tmp_path, shallow):
     """init, check and train as written, but for a smaller base and a shorter training; then all that is done with the run."""
     order = ["init", "check", "train", "compare", "report", "generate", "evaluate", "export", "chat", "watch", "serve"]
