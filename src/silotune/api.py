@@ -59,7 +59,7 @@ class Run:
         return self.folder.path
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl: one a silo a round, and one a round (there `silo` is None)."""
+        """All lines of metrics.jsonl: one per silo per round, and one per round (there `silo` is None)."""
         return self.folder.metrics()
 
     def report(self) -> Path:

@@ -133,7 +133,7 @@ def _absolute_data(data: DataSettings, folder: Path) -> DataSettings:
 
 
 def _absolute_sources(section: Any, folder: Path, key: str) -> Any:
-    """The same pool or silo with absolute sources."""
+    """Return a pool or silo with its sources as absolute paths."""
     changed = {}
     for split in ("train", "test"):
         given = getattr(section, split)
@@ -197,7 +197,7 @@ def _lies_outside(path: Path, folder: Path) -> bool:
 
 
 def without_folders(recipe: Recipe) -> Recipe:
-    """The same recipe as others may see it: of every path on this machine the last two parts only, and no password."""
+    """Return the recipe as others may see it: only the last two parts of each local path, and no password."""
     data, base = recipe.data, recipe.model.base
     changed: dict[str, Any] = {}
     if data.pool is not None:

@@ -3,6 +3,7 @@
 The docstrings here are the reference in `docs/recipe.md`, word for word.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -44,18 +45,28 @@ class ModelSettings(Section):
 
     base: Annotated[str, Field(min_length=1)] = "smollm2-135m"
     """An embedded name, a folder in Hugging Face format, a GGUF file, or a hub id."""
-    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
+    fingerprint: str | None = None
     """The only base that a silo may hold, by its fingerprint, which `train` and `flwr run` tell of each silo that joins
     from a machine of its own; else the one that most hold."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where a silo computes; `auto` takes CUDA where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "nf4"] = "auto"
-    """Of the frozen weights; `auto` is float32 on CPU and bfloat16 on CUDA. LoRA factors are always float32."""
+    """Number format of the frozen weights; `auto` is float32 on CPU and bfloat16 on CUDA. LoRA factors are always
+    float32."""
     keep: Literal["float32", "bfloat16", "off"] = "float32"
     """Where no adapter sits in the lower blocks (`lora.layers`), what those give for an example is computed once and
     kept: exactly, rounded to half the memory, or not."""
     keep_mib: Annotated[int, Field(ge=0, le=1 << 20)] = 1024
     """MiB that a process keeps at most; what is over it is computed each time."""
+
+    @field_validator("fingerprint")
+    @classmethod
+    def _a_fingerprint(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch("[0-9a-f]{32}", value):
+            raise ValueError(
+                "a fingerprint has 32 hexadecimal digits; a run tells that of each silo's base as it joins"
+            )
+        return value
 
 
 class LoraSettings(Section):
@@ -124,7 +135,7 @@ class SiloSource(Section):
     """One silo of an explicit list, `[[data.silos]]`."""
 
     name: Name
-    """Of the silo."""
+    """Name of the silo."""
     train: Sources
     """Its rows to train on: files, patterns or `hf:` dataset ids."""
     test: Sources | None = None
@@ -334,7 +345,7 @@ class FederationSettings(Section):
     """Silos whose update must arrive for a round to count."""
     silos: Positive | None = None
     """Deployment: how many silos to wait for before the first round (else `minimum`)."""
-    members: dict[Name, Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]] | None = None
+    members: dict[Name, str] | None = None
     """Deployment: the silos that may take part, by name, each with its key (`silotune silo key` tells it), or "" for
     the key that comes with the name first. Else any may."""
     engine: Literal["simulation", "inline"] = "simulation"
@@ -363,6 +374,17 @@ class FederationSettings(Section):
     def trimmed_share(self) -> float:
         """`trim`, as given or by default."""
         return 0.2 if self.trim is None else self.trim
+
+    @field_validator("members")
+    @classmethod
+    def _keys_of_members(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        for name, key in (value or {}).items():
+            if key and not re.fullmatch("[0-9a-f]{64}", key):
+                raise ValueError(
+                    f'the key of {name!r} must have 64 hexadecimal digits, as `silotune silo key` tells it, or be "" '
+                    "for the first that comes with the name"
+                )
+        return value
 
     @model_validator(mode="after")
     def _options_of_robust(self) -> "FederationSettings":
@@ -472,7 +494,7 @@ class Recipe(Section):
     """Every setting of a run."""
 
     name: RunName = "run"
-    """Of the run: letters, digits, `.`, `_` and `-`."""
+    """Name of the run: letters, digits, `.`, `_` and `-`."""
     seed: Seed = 0
     """Random seed. Runs with the same seed are identical."""
     model: ModelSettings = ModelSettings()

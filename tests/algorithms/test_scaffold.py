@@ -1,17 +1,20 @@
 """SCAFFOLD against its closed forms, on quadratics; and in a run, where its variates add up and travel as declared."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import silotune
+from silotune.aggregation.interface import Aggregate
 from silotune.algorithms import scaffold
-from silotune.algorithms.interface import LocalResult
+from silotune.algorithms.interface import LocalResult, ServerState
 from silotune.algorithms.scaffold import METHOD, PREFIX
-from silotune.federation import checkpoint, client
+from silotune.federation import checkpoint, client, server
 from silotune.model.adapter import AdapterSpec
+from silotune.settings import FederationSettings
 
 NAME = "m.lora_B.weight"
 RATE, STEPS = 0.05, 10
@@ -62,7 +65,7 @@ def test_variates_are_of_the_adapters_shapes_and_of_no_name_of_its_own():
     spec = AdapterSpec.of({"m.lora_A.weight": (2, 5), NAME: (3, 2)})
     beside = METHOD.beside(spec)
     assert beside.size == spec.size and not beside.names & spec.names
-    assert spec.with_(beside) == AdapterSpec.of({**dict(spec.shapes), **dict(beside.shapes)})
+    assert spec.plus(beside) == AdapterSpec.of({**dict(spec.shapes), **dict(beside.shapes)})
 
 
 # ------------------------------------------------------------------------------------------------- in a run
@@ -121,6 +124,20 @@ def test_a_silo_that_is_not_asked_keeps_its_variates(train):
     assert min(map(len, asked.values())) < 3
     kept = [sorted(path.name for path in folder.glob("round-*")) for folder in (run.folder.path / "memory").glob("*/*")]
     assert sorted(map(len, kept)) == sorted(map(len, asked.values()))
+
+
+def test_a_silo_that_is_away_holds_back_no_more_than_its_share():
+    """Weights are declared: one of a billion rows that is not asked counts as max_share of all, not as all."""
+    spec = AdapterSpec.of({NAME: (2,)})
+    settings = FederationSettings(algorithm="scaffold", max_share=0.5)
+    federation = SimpleNamespace(
+        method=METHOD, spec=spec, recipe=SimpleNamespace(federation=settings),
+        members={1: "a", 2: "b", 3: "c"},
+        profiles={name: SimpleNamespace(train_rows=rows, train_loss_tokens=rows) for name, rows in (("a", 10), ("b", 10), ("c", 10**9))},
+    )  # fmt: skip
+    aggregate = Aggregate({PREFIX + NAME: np.ones(2, np.float32)}, None, ("a", "b"))
+    after = server._controls(federation, ServerState(1, {NAME: np.zeros(2, np.float32)}), aggregate)
+    assert after[PREFIX + NAME].tolist() == [0.5, 0.5]
 
 
 def test_a_silo_without_a_place_to_remember_says_so(train, monkeypatch):

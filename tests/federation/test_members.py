@@ -309,6 +309,13 @@ def keyed_with(keyed, recipe, out):
     return grid, recipe, out, 3, story
 
 
+def test_a_key_or_a_fingerprint_that_is_none_is_told_with_what_it_should_be(make_recipe):
+    with pytest.raises(InputError, match="the key of 'ash' must have 64 hexadecimal digits, as `silotune silo key`"):
+        make_recipe(federation={"members": {"ash": "zz"}})
+    with pytest.raises(InputError, match="a fingerprint has 32 hexadecimal digits"):
+        make_recipe(model={"fingerprint": "abc"})
+
+
 @pytest.mark.parametrize("members", [{"ash": "0" * 63}, {"": ""}, ["ash"], {"ash": 3}])
 def test_members_that_are_none_are_refused(make_recipe, members):
     with pytest.raises(InputError, match=r"federation\.members"):

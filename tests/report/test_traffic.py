@@ -35,6 +35,12 @@ def test_what_the_messages_held():
                             for factor, shape in (("A", (2, 8)), ("B", (8, 2)))}  # fmt: skip
 
 
+def test_what_a_method_sends_beside_a_factor_is_told_apart():
+    tensors = [["m.q.lora_A.weight", [2, 8]], ["control/m.q.lora_A.weight", [2, 8]]]
+    traffic = Traffic([entry("up", "ash", "train", 1, 50, tensors=tensors, dtype="float32")])
+    assert traffic.flows["up", "train"].factors == {("q", "A", (2, 8)): 1, ("q", "A, control", (2, 8)): 1}
+
+
 def test_who_greeted_and_why_it_was_no_use():
     traffic = Traffic([
         entry("up", "node 1", "hello", 0, 1, fields={"failure": "no file"}),

@@ -42,7 +42,7 @@ class Round:
     @property
     def payload(self) -> AdapterSpec:
         """Names and shapes of what a silo sends."""
-        return AdapterSpec.of(self.adapter).only(self.trainable).with_(self.beside)
+        return AdapterSpec.of(self.adapter).only(self.trainable).plus(self.beside)
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ def _budget(context: ComparisonContext, models: Sequence[Model]) -> Budget:
 
 
 def _idle(trial: Trial) -> list[str]:
-    """Of silos whose budget is not what it was in the run."""
+    """Return a remark on silos whose budget differs from that of the run."""
     names = ", ".join(printable(silo) for silo in trial.alone if silo not in trial.federated.model.silos)
     return [f"No update of these silos counted in the run; alone each trains for one round: {names}."] if names else []
 

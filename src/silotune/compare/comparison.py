@@ -33,9 +33,9 @@ class Scores(Part):
     """Task scores of a model on some rows."""
 
     labels: LabelScores | None = None
-    """Of rows with labels that are answers."""
+    """Scores of the rows whose answers are labels."""
     answers: AnswerScores | None = None
-    """Of some questions, answered greedily."""
+    """Scores of some questions, answered greedily."""
 
 
 class Cell(Part):
@@ -45,11 +45,11 @@ class Cell(Part):
     """`base`, `alone:NAME`, `pooled` or `federated`."""
     silo: str
     seed: int
-    """Of the training; the base has that of the run."""
+    """Seed of the training; for the base, that of the run."""
     rows: int
     """Held-out rows."""
     tokens: int
-    """Of their answers: those that carry loss."""
+    """Number of answer tokens: those that carry loss."""
     loss: Finite
     """Mean over these tokens, in nats."""
     token_accuracy: Finite
@@ -77,11 +77,11 @@ class Trained(Part):
     train_rows: int
     rounds: int
     steps: int
-    """Of the optimizer, over all rounds and silos."""
+    """Optimizer steps over all rounds and silos."""
     tokens: int
-    """That were computed in training."""
+    """Number of tokens that were computed in training."""
     loss_tokens: int
-    """Of these, those that carried loss."""
+    """Number of these tokens that carried loss."""
 
 
 class Budget(Part):
@@ -104,7 +104,7 @@ class Gain(Part):
     everybody: Finite | None = None
     """On everybody's held-out rows, in nats per token; None where each silo computed its own row."""
     own_accuracy: Finite | None = None
-    """The same of label accuracy (federated less alone)."""
+    """Gain in label accuracy (federated minus alone)."""
     everybody_accuracy: Finite | None = None
 
 

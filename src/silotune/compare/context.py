@@ -31,16 +31,16 @@ class ComparisonContext:
 
     run: RunFolder
     recipe: Recipe
-    """Of the run, on the inline engine."""
+    """The run's recipe, on the inline engine."""
     silos: Mapping[str, SiloConfig]
     """By name; each has the seed of the run for what is held out, whatever seed trains."""
     fingerprint: str
-    """Of the base that the run was made with."""
+    """Fingerprint of the base that the run was made with."""
     run_context: RunContext
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """Of the base."""
+        """The base's tokenizer."""
         return load_tokenizer(locate(self.recipe.model.base))
 
     @functools.cached_property
@@ -67,7 +67,7 @@ class ComparisonContext:
 
     @functools.cached_property
     def threads(self) -> int:
-        """Of torch."""
+        """Number of torch threads."""
         return next(iter(self.silos.values())).threads or local.cores()
 
     @functools.cached_property
@@ -82,7 +82,7 @@ class ComparisonContext:
         )
 
     def digest(self, silo: str, split: str, rows: int = 0) -> str:
-        """Of all that training on a silo's rows, or a test on them, depends on."""
+        """Digest of everything that training or testing on a silo's rows depends on."""
         key = silo, rows, split
         if key not in self._digests:
             self._digests[key] = _digest(getattr(self.corpus(silo, rows), split))

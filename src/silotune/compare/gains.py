@@ -33,7 +33,7 @@ class Column:
         return _mean_loss(list(self.silos.values()))
 
     def accuracy(self, silos: Sequence[str]) -> float | None:
-        """Of the labels of some silos' rows; None where there are none."""
+        """Return the label accuracy over some silos' rows; None if they have no labels."""
         scores = task_scores([self.silos[silo] for silo in silos], self.labels)
         return scores.labels.accuracy if scores and scores.labels else None
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # it loads torch
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one model on the held-out rows of one silo."""
+    """The scores of one model on the held-out rows of one silo."""
 
     loss: NDArray[np.float64]
     """(rows,): sum over a row's loss tokens, in nats."""

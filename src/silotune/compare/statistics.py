@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from silotune.data.seeds import derive
 
 LEVEL = 0.95
-"""Of every interval."""
+"""Confidence level of every interval."""
 RESAMPLES = 2000
 Interval = tuple[float, float]
 

@@ -36,7 +36,7 @@ The same text gives the same tokens on any day, also in a run that goes on after
 is the date that the templates of Llama 3 write where they are told none.
 """
 ROLES_SHOWN = 6
-"""Of a conversation that a template refuses."""
+"""Most roles that are named of a conversation that a template refuses."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Places:
     """What a template has a place for, and in what form it wants calls."""
 
     turns: bool = True
-    """Of user and assistant: one that refuses even those refuses a conversation as a whole."""
+    """A user and an assistant turn: a template that refuses these refuses a conversation as a whole."""
     system: bool = True
     tools: bool = True
     tool_turns: bool = True

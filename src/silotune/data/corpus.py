@@ -176,7 +176,7 @@ def chosen_rows(files: SiloFiles, train_rows: int, test_rows: int, holdout: floa
 
 
 def first_rows(chosen: Chosen, most: int, silo: str, seed: int) -> Chosen:
-    """The same with the first `most` training rows of a shuffle (0: all of them); fewer are some of those of more."""
+    """Keep the first `most` training rows of a shuffle (0: all of them); fewer are a subset of more."""
     if not most or most >= len(chosen.train):
         return chosen
     order = np.random.default_rng(derive(seed, "rows", silo)).permutation(len(chosen.train))

@@ -38,7 +38,7 @@ Placed = tuple[str, int, Row]
 
 @dataclass(frozen=True)
 class Leaks:
-    """Of a silo's test rows, those that also stand in training text: numbers of rows."""
+    """The test rows of a silo that also appear in training text, by row number."""
 
     exact: tuple[int, ...] = ()
     near: tuple[int, ...] = ()
@@ -91,17 +91,17 @@ class _Wanted:
 
     tests: list[_Test] = field(default_factory=list)
     digests: dict[bytes, set[str]] = field(default_factory=dict)
-    """Of each test row, the silos that train on the same."""
+    """For each test row, the silos that train on the same row."""
     runs: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-    """Of each run of a test row, how many test rows have it."""
+    """For each run of a test row, the number of test rows that have it."""
     trains: dict[int, "array[int]"] = field(default_factory=dict)
-    """Of each such run, the first training rows that have it: one more at most than if it were no template."""
+    """For each such run, the first training rows that have it: one more at most than if it were no template."""
     owners: list[str] = field(default_factory=list)
     """The silo of each training row."""
 
     @property
     def rows(self) -> int:
-        """Of all silos, train and test."""
+        """Number of rows of all silos, train and test."""
         return len(self.tests) + len(self.owners)
 
     def add(self, silo: str, number: int, row: Row) -> None:

@@ -73,7 +73,7 @@ def token_ids(tokenizer: Any, texts: Sequence[str], literal: bool) -> "list[arra
 
 
 Borders = Sequence[tuple[int, int]]
-"""Of stretches of a text, in characters: start .. end - 1. They rise."""
+"""Stretches of a text in characters, start .. end - 1, in rising order."""
 
 
 def token_ids_with(

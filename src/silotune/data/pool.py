@@ -80,7 +80,7 @@ def rows_of(files: SiloFiles, split: str, rows: int) -> NDArray[np.int64]:
 
 @functools.lru_cache(maxsize=4)
 def _parts(folder: str, split: str) -> Mapping[str, NDArray[np.int64]]:
-    """Of each silo its rows, rising. What stands in a folder never changes, for it is named by its content."""
+    """Return the rows of each silo, rising. A folder's content never changes: it is named by its content."""
     names: list[str] = json.loads((Path(folder) / "names.json").read_text(encoding="utf-8"))
     owners = np.load(Path(folder) / f"{split}.npy")
     return dict(zip(names, _grouped(owners, len(names)), strict=True))

@@ -10,7 +10,7 @@ class Record:
     """The fields of a row, and where it stands."""
 
     number: int
-    """Of its first line in the file (Parquet, datasets: of the row), from 1."""
+    """Number of its first line in the file (Parquet, datasets: of its row), from 1."""
     where: str
     """Its place as messages name it."""
     fields: Mapping[str, Any]

@@ -44,7 +44,7 @@ class Rendering:
     text: str
     """The whole of it, also what the template writes after the last answer."""
     spans: tuple[Span, ...]
-    """Of the answers that are learned from here; the last one's is the last."""
+    """The spans of the answers that are learned from here; the last one is that of the last answer."""
     ended: bool
     """Whether the template writes an end of turn; if not, the end-of-sequence token belongs after the last answer."""
     thoughts_dropped: bool = False
@@ -305,7 +305,7 @@ def _same_header(template: ChatTemplate, one: str, other: str) -> str:
 def _closing_before_header(
     template: ChatTemplate, kinds: tuple[Kind, ...], tools: str | None, tail: str, following: str | None
 ) -> str:
-    """The same where the template always opens the assistant's next turn, so that the tail ends with its header."""
+    """Find the closing of a template that always opens the assistant's next turn: the tail ends with its header."""
     names = added_names(template)
     if kinds[-1].tool_calls:
         plain = outline_of(template, (*kinds[:-1], Kind("assistant")), tools).closing

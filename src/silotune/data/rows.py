@@ -18,13 +18,13 @@ class Turn:
     role: Role
     content: str
     learned: bool = True
-    """Of an assistant's turn: whether it carries loss."""
+    """Whether an assistant's turn carries loss."""
     reasoning: str | None = None
     """What the assistant thought before it answered, where the row keeps that apart from the answer."""
     tool_calls: str | None = None
     """The tools that the assistant calls: a JSON array, as in OpenAI's API."""
     name: str | None = None
-    """Of a tool that answers."""
+    """Name of the tool that answers."""
     tool_call_id: str | None = None
     """The call that a tool answers."""
 

@@ -237,7 +237,7 @@ class SiloConfig:
     holdout: float | None = None
     """Share to hold out where there is no test file; None: the job's."""
     seed: int | None = None
-    """Of what is held out, and of `rows`; None: the job's."""
+    """Seed of what is held out and of `rows`; None: the job's."""
     rows: int = 0
     """Training rows that it takes at most, the first of a shuffle by the seed; 0: all."""
     reading: Reading = field(default_factory=Reading)

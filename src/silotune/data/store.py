@@ -56,7 +56,7 @@ class Store:
 
     described: Described
     ids: NDArray[np.int32]
-    """Of all examples, one after another."""
+    """The token ids of all examples, one after another."""
     answered: NDArray[np.bool_]
     offsets: NDArray[np.int64]
     """(examples + 1,): where each example begins in `ids`."""
@@ -359,7 +359,7 @@ class Split(Sequence[Example]):
 
     @property
     def questions(self) -> NDArray[np.int64]:
-        """Of each row that has a question, the number of the example with its last answer, rising."""
+        """For each row that has a question, the number of the example with its last answer, rising."""
         row_of = self.row_of
         last = np.flatnonzero(np.append(row_of[1:] != row_of[:-1], True)) if len(row_of) else np.zeros(0, np.int64)
         return np.array([index for index in last.tolist() if self[index].last_answer], np.int64)

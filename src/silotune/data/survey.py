@@ -76,7 +76,7 @@ class SiloSurvey:
     held_out: bool
     """Whether the test is a share of the training file."""
     leaks: leaks.Leaks
-    """Of the test, rows that also stand in any silo's training text."""
+    """Test rows that also appear in any silo's training text."""
     files_not_read: tuple[str, ...]
     """Files of rows beside the silo's own, by formats that could be read."""
 

@@ -182,10 +182,10 @@ class _Job:
     """The turns up to its last answer; those answers that are learned here are marked as learned, and no others."""
     draft: Draft
     rendering: Rendering
-    """Of the draft."""
+    """How the template renders the draft."""
     example: Example = NOTHING
     ends: Mapping[int, int] = field(default_factory=dict)
-    """Of its answers, by the number of their turn: how many tokens there are up to the answer's end."""
+    """For each answer, by the number of its turn, the number of tokens up to its end."""
 
 
 @dataclass(frozen=True)

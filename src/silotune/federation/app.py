@@ -19,7 +19,7 @@ from silotune.privacy import ledger
 from silotune.wire.envelope import Envelope, Kind
 
 MOST_BYTES = 8 << 30
-"""Of an adapter that a server may send; its true size is checked against the model before it is used."""
+"""Most bytes of an adapter that a server may send; its exact size is checked against the model before it is used."""
 
 
 def handle(message: Message, context: Context, kind: Kind) -> Message:

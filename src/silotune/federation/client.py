@@ -251,7 +251,7 @@ def received(request: Envelope, work: Work) -> Received:
     assert request.vector is not None and request.manifest is not None
     spec, method = work.tuner.spec, algorithms.find(work.job.algorithm)
     sent, beside = method.sent(spec), method.beside(spec) if request.kind == "train" else NO_TENSORS
-    found = manifest.unpack(request.vector, request.manifest, sent.with_(beside), codecs.find(work.job.codec))
+    found = manifest.unpack(request.vector, request.manifest, sent.plus(beside), codecs.find(work.job.codec))
     adapter = {name: found[name] for name in sent.names}
     common = {name: found[name] for name in beside.names}
     return Received(method.whole(adapter, spec, derive(work.job.seed, "adapter")), common)
@@ -325,7 +325,7 @@ class Start:
     moments: Remembered | None
     """Where the silo's optimizer goes on; None: it starts anew each round."""
     drift: AdapterState
-    """Of the method's control variates; empty if it has none."""
+    """What the control variates take off after each step; empty if the method has none."""
 
 
 def begin(request: Envelope, work: Work) -> Start:
@@ -343,7 +343,7 @@ def begin(request: Envelope, work: Work) -> Start:
 
 
 def moments_in(work: Work, remembered: Remembered) -> Remembered | None:
-    """Of what a silo remembers, where its optimizer goes on; None: it starts anew each round."""
+    """Return the remembered moments that the optimizer resumes from; None if it starts anew each round."""
     if work.job.training.moments == "reset":
         return None
     return {name.removeprefix(MOMENTS): value for name, value in remembered.items() if name.startswith(MOMENTS)}

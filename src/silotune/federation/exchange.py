@@ -52,14 +52,14 @@ class Asked:
 
     node: int
     name: str
-    """Of the silo; empty where it is not known yet."""
+    """Name of the silo; empty while it is not known."""
     kind: Kind
     round: int
     bytes: int
     seconds: float
     """To wait for the answer."""
     until: float
-    """The same on the monotonic clock."""
+    """The deadline, on the monotonic clock."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Transport:
     run: RunFolder
     run_context: RunContext
     most_bytes: int
-    """Of an answer's array."""
+    """Most bytes that an answer's array may have."""
     in_turn: bool = False
     """Whether silos answer one after another, in this process, while their answers are looked for."""
     late: dict[str, Asked] = field(default_factory=dict)

@@ -38,14 +38,14 @@ class LocalSilos:
     workers: int
     threads: int
     leaks: Mapping[str, Leaks]
-    """Of each silo's test, rows that also stand in any silo's training text."""
+    """For each silo, the test rows that also appear in any silo's training text."""
     unread: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
-    """Of each silo, by the name of a file, fields that are not read."""
+    """For each silo and file name, the fields that are not read."""
     remarks: Sequence[str] = ()
     """What is odd about the base's chat template, and what was passed over."""
 
     def showing(self, scratch: Path) -> "LocalSilos":
-        """The same silos, showing their progress in a folder, and remembering beside it."""
+        """Return these silos, showing their progress in a folder and remembering beside it."""
         memory = scratch.parent / MEMORY
         return replace(self, silos=tuple(replace(silo, scratch=scratch, memory=memory) for silo in self.silos))
 

@@ -1,4 +1,4 @@
-"""The lines of metrics.jsonl: one a silo a round, and one a round."""
+"""The lines of metrics.jsonl: one per silo per round, and one per round."""
 
 import math
 from collections.abc import Mapping

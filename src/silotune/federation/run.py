@@ -53,7 +53,7 @@ class RunFolder:
 
     @property
     def metrics_file(self) -> Path:
-        """A line a silo a round, and a line a round."""
+        """One line per silo per round, and one line per round."""
         return self.path / "metrics.jsonl"
 
     @property

@@ -234,10 +234,9 @@ def _controls(federation: Federation, state: ServerState, aggregate: Aggregate |
     before = {name: state.slots.get(name, np.zeros(shape, np.float32)) for name, shape in beside.shapes}
     if aggregate is None:
         return before
-    weights = {
-        name: _weight(federation.profiles[name], federation.recipe.federation.weights)
-        for name in federation.members.values()
-    }
+    settings = federation.recipe.federation
+    declared = {name: _weight(federation.profiles[name], settings.weights) for name in federation.members.values()}
+    weights = bounded(declared, settings.max_share)
     share = np.float32(sum(weights[name] for name in aggregate.silos) / sum(weights.values()))
     return {name: value + share * aggregate.update[name] for name, value in before.items()}
 

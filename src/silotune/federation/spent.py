@@ -11,7 +11,7 @@ class Spent:
 
     rounds: int
     steps: int
-    """Of the optimizer."""
+    """Number of optimizer steps."""
     tokens: int
     loss_tokens: int
 

@@ -15,7 +15,7 @@ from silotune.model.tuner import Tuner
 from silotune.training.scores import AnswerScores, score_answer
 
 MOST_TOKENS = 256
-"""Of a generated answer."""
+"""Most tokens of a generated answer."""
 TOGETHER = 8
 """Questions in a forward pass."""
 

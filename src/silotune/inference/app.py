@@ -41,7 +41,7 @@ class Service:
     """From name to when it was made, in seconds since 1970."""
     ask: Ask
     most_tokens: int
-    """Of an answer in a chat whose request names no number."""
+    """Token limit of a chat answer whose request names none."""
     hosts: Collection[str] | None = None
     """Names by which clients may call this machine; None: by any. A page from elsewhere that has its own name point
     to this machine is so kept from reading answers."""

@@ -9,7 +9,7 @@ class ApiError(Exception):
     """A request that is not answered."""
 
     status: int
-    """Of HTTP: 400 cannot be meant, 401 key, 403 host, 404 not there, 413 too large, 500 a defect, 503 busy."""
+    """HTTP status: 400 cannot be meant, 401 key, 403 host, 404 not there, 413 too large, 500 a defect, 503 busy."""
     message: str
     param: str | None = None
     """The field that is at fault."""

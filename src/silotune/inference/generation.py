@@ -28,7 +28,7 @@ class Sampling:
     top_p: float = 1.0
     """Sample from the smallest set of tokens with this probability."""
     seed: int = 0
-    """Of the sampling."""
+    """Seed of the sampling."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer before them."""
 
@@ -64,7 +64,7 @@ class Piece:
     tokens: int
     """Drawn so far, the one that ends the answer included."""
     finish: Finish | None = None
-    """Of the last piece only."""
+    """Why the answer ended; given with the last piece only."""
 
 
 @dataclass(frozen=True)

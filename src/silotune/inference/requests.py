@@ -20,7 +20,7 @@ NEUTRAL: Mapping[str, Sequence[Any]] = {
 UNHEEDED = frozenset({"user", "safety_identifier", "prompt_cache_key"})
 """Names that a client gives itself or its prompts: they change no answer, and are kept nowhere."""
 COMPLETION_TOKENS = 16
-"""Of a completion that names no number, as in OpenAI's API."""
+"""Token limit of a completion that names none, as in OpenAI's API."""
 ROLES: Mapping[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -89,7 +89,7 @@ Form = TypeVar("Form", bound=_Request)
 
 
 class ChatRequest(_Request):
-    """Of `/v1/chat/completions`."""
+    """A request to `/v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -118,7 +118,7 @@ class ChatRequest(_Request):
 
 
 class CompletionRequest(_Request):
-    """Of `/v1/completions`."""
+    """A request to `/v1/completions`."""
 
     prompt: Annotated[list[str], Field(min_length=1, max_length=64)]
 

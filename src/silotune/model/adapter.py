@@ -95,7 +95,7 @@ class AdapterSpec:
         """The part that these tensors make up."""
         return AdapterSpec(tuple((name, shape) for name, shape in self.shapes if name in names))
 
-    def with_(self, other: "AdapterSpec") -> "AdapterSpec":
+    def plus(self, other: "AdapterSpec") -> "AdapterSpec":
         """Both together, in the order of their names."""
         return AdapterSpec(tuple(sorted((*self.shapes, *other.shapes))))
 
@@ -122,7 +122,7 @@ class AdapterSpec:
 
 
 NO_TENSORS = AdapterSpec(())
-"""Of what holds nothing."""
+"""The specification of an adapter without tensors."""
 
 
 def fault_of(adapter: AdapterState, spec: AdapterSpec) -> str:

@@ -28,7 +28,7 @@ class Stored:
 
     fingerprint: str
     bytes: int
-    """Of all its weights as they are stored."""
+    """Bytes of all its weights as they are stored."""
 
 
 def describe(location: str, tokenizer: Any) -> Stored:

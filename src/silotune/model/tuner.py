@@ -22,9 +22,9 @@ class Tuner:
     tokenizer: Any
     spec: AdapterSpec
     fingerprint: str
-    """Of the base as it is stored; the same in whatever numbers it is computed with."""
+    """Fingerprint of the stored base, independent of the dtype it is computed in."""
     base_bytes: int
-    """Of the base's weights as they are stored."""
+    """Bytes of the base's weights as they are stored."""
     device: str
 
 

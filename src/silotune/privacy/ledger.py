@@ -30,9 +30,9 @@ class Entry:
     fields: Mapping[str, Scalar]
     """Everything in the message that is not the array or its manifest."""
     bytes: int
-    """Of the whole message as serialised, names and manifest included."""
+    """Bytes of the whole message as serialised, names and manifest included."""
     sha256: str
-    """Of its serialised content."""
+    """SHA-256 of its serialised content."""
     node: int | None = None
     """Flower's number of the silo's node, where the server knows it: the silo's name may not be known yet."""
     late: bool = False

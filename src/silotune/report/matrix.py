@@ -19,7 +19,7 @@ class Figure:
     """A model on some rows, the mean over seeds."""
 
     loss: float
-    """Nats a token."""
+    """Nats per token."""
     token_accuracy: float
 
 
@@ -30,9 +30,9 @@ class Side:
     better: int
     of: int
     mean: float
-    """Nats a token, over silos."""
+    """Nats per token, over silos."""
     interval: Interval | None
-    """Of the mean, 95 %."""
+    """95 % interval of the mean."""
     worse: Sequence[tuple[str, float]]
     """Silos that are not better off, the worst first."""
 

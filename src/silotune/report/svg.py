@@ -16,9 +16,9 @@ from markupsafe import Markup, escape
 from silotune.data.files import printable
 
 COLOURS = ("#3b6fb6", "#c4622d", "#3f8f5b", "#8a5aa8", "#b3902b", "#4a9aa8", "#a84a6b", "#6b6b6b")
-"""Of series; on the page each is a variable, `--p0` to `--p7`, so that a dark page has its own."""
+"""Colours of the series; on the page each is a variable, `--p0` to `--p7`, so that a dark page has its own."""
 INK, SOFT, RULE, GOOD, BAD = "#010101", "#5c6671", "#d9dee3", "#2c7a4c", "#b3402b"
-"""Of lines of the frame and of judgements; on the page `--ink`, `--soft`, `--line`, `--good` and `--bad`."""
+"""Colours of frame lines and of judgements; on the page `--ink`, `--soft`, `--line`, `--good` and `--bad`."""
 VARIABLES = {
     **{colour: f"var(--p{index})" for index, colour in enumerate(COLOURS)},
     INK: "var(--ink)", SOFT: "var(--soft)", RULE: "var(--line)", GOOD: "var(--good)", BAD: "var(--bad)",

@@ -33,7 +33,7 @@ class RoundTime:
 
     round: int
     seconds: float
-    """Of the whole round, on the server's clock."""
+    """Seconds of the whole round, on the server's clock."""
     training: float
     """During which at least one silo trained."""
     evaluation: float

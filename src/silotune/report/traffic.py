@@ -14,7 +14,7 @@ class Flow:
     messages: int = 0
     bytes: int = 0
     dtype: str | None = None
-    """Of the numbers in the array; None where there was none."""
+    """Codec of the array's numbers; None if there was no array."""
     tensors: Sequence[Sequence[Any]] = ()
     """Pairs of name and shape, of the arrays in all messages: a method may send other tensors in other rounds."""
     fields: set[str] = field(default_factory=set)
@@ -27,12 +27,16 @@ class Flow:
 
     @property
     def factors(self) -> Mapping[tuple[str, str, tuple[int, ...]], int]:
-        """How many tensors there are of each (module, factor, shape); PEFT's names end in `MODULE.lora_A.weight`."""
+        """How many tensors there are of each (module, factor, shape); PEFT's names end in `MODULE.lora_A.weight`.
+
+        What a method sends beside a factor has that factor's name after its own: `control/...`.
+        """
         found: Counter[tuple[str, str, tuple[int, ...]]] = Counter()
         for name, shape in self.tensors:
-            parts = name.removesuffix(".weight").split(".")
-            module = parts[-2] if len(parts) > 1 else ""
-            found[module, parts[-1].removeprefix("lora_"), tuple(shape)] += 1
+            beside, _, own = name.rpartition("/")
+            parts = own.removesuffix(".weight").split(".")
+            module, factor = parts[-2] if len(parts) > 1 else "", parts[-1].removeprefix("lora_")
+            found[module, f"{factor}, {beside}" if beside else factor, tuple(shape)] += 1
         return dict(sorted(found.items()))
 
 

@@ -36,7 +36,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Scores:
-    """The same for each example apart: (examples,) each."""
+    """The sums of `Score` per example, each of shape (examples,)."""
 
     loss: NDArray[np.float64]
     tokens: NDArray[np.int64]

@@ -44,7 +44,7 @@ class Candidates:
     labels: tuple[str, ...]
     """Sorted."""
     tokens: tuple[tuple[int, ...], ...]
-    """Of each, as training writes it."""
+    """The tokens of each label, as training writes it."""
 
 
 def candidates(tokenizer: Any, splits: Sequence[Split]) -> Candidates | str:
@@ -77,7 +77,7 @@ def _commonest(found: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _answers(splits: Sequence[Split], opening: Sequence[int]) -> dict[str, list[NDArray[np.int32]]]:
-    """Of each label, the last answers of some rows, from their own words on."""
+    """Return the last answers of some rows for each label, from their own words on."""
     found: dict[str, list[NDArray[np.int32]]] = {}
     for split in splits:
         seen: Counter[int] = Counter()

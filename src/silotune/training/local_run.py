@@ -69,12 +69,12 @@ class Step:
 
     @property
     def tokens(self) -> int:
-        """Of all rows, padding left out."""
+        """Number of tokens in all rows, without padding."""
         return sum(len(example.ids) for rows in self.passes for example in rows)
 
     @property
     def loss_tokens(self) -> int:
-        """Of those, how many carry loss."""
+        """Number of these tokens that carry loss."""
         return sum(example.loss_tokens for rows in self.passes for example in rows)
 
 

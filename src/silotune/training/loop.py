@@ -20,7 +20,7 @@ from silotune.training.local_run import LocalRun, StepReport, TrainingTotals
 from silotune.training.optimizer import Moments, advance, make_optimizer, moments_of, resume
 
 NO_DRIFT: Mapping[str, NDArray[np.float32]] = {}
-"""Of a method that corrects none."""
+"""The drift of a method that does not correct any."""
 
 
 def train_round(

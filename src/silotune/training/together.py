@@ -61,7 +61,7 @@ class TrainingTask:
     moments: Moments | None = None
     """What its optimizer starts from, and, when its round is done, what it has come to; None: nothing is kept."""
     drift: Mapping[str, NDArray[np.float32]] = field(default_factory=lambda: NO_DRIFT)
-    """Of each tensor that is trained, what to take off after each step, per unit of learning rate."""
+    """What to subtract from each trained tensor after each step, per unit of learning rate."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Manifest:
     spec: AdapterSpec
     codec: str
     sha256: str
-    """Of the array's bytes."""
+    """SHA-256 of the array's bytes."""
 
     def to_json(self) -> str:
         """Write as JSON."""

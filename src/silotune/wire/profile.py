@@ -33,15 +33,15 @@ class Alone:
     rows: int
     """Held-out rows."""
     tokens: int
-    """Of their answers."""
+    """Number of tokens in their answers."""
     loss: float
     """Sum over these tokens, in nats."""
     correct: int
-    """Of these tokens, those that were the model's first choice."""
+    """Number of these tokens that were the model's first choice."""
     steps: int
-    """Of the optimizer."""
+    """Number of optimizer steps."""
     train_tokens: int
-    """That were computed in its training."""
+    """Number of tokens that were computed in its training."""
     train_loss_tokens: int
-    """Of these, those that carried loss."""
+    """Number of these tokens that carried loss."""
     seconds: float

@@ -25,7 +25,7 @@ class Codec:
 
     name: str
     dtype: str
-    """Of the array that travels, as NumPy writes it."""
+    """Dtype of the array that travels, as NumPy writes it."""
     length: Callable[[int], int]
     """Elements of that array, for so many numbers."""
     encode: Callable[[Vector, Draw], NDArray[Any]]
@@ -36,5 +36,5 @@ class Codec:
     feedback: bool = False
 
     def bytes(self, count: int) -> int:
-        """Of the array, for so many numbers."""
+        """Bytes of the array for a count of numbers."""
         return self.length(count) * np.dtype(self.dtype).itemsize
