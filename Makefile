@@ -32,7 +32,7 @@ test-fast: setup ## the tests that need no real processes and no real model
 	@$(SPREAD) -m "not real"
 
 lint: setup
-	@$(BIN)/ruff check .
+	@$(BIN)/ruff check --no-cache .  # its cache does not see that a module has appeared or moved
 	@$(BIN)/ruff format --check .
 
 types: setup

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from silotune.training.local_run import learning_rate
 from tests.data.helpers import split_of
 from tests.training.test_loop import WAYS, rows
 
@@ -14,6 +13,7 @@ from silotune.model.base import place
 from silotune.model.tuner import tuner
 from silotune.settings import LoraSettings, TrainingSettings
 from silotune.training.corrections import nothing, proximal
+from silotune.training.local_run import learning_rate
 from silotune.training.loop import train_round
 from silotune.training.loss import plain_logits, summed_losses
 

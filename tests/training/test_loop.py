@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from silotune.training.local_run import learning_rate
 from tests.data.helpers import split_of
 
 from silotune.data.batches import collate, plan_round
@@ -19,6 +18,7 @@ from silotune.settings import LoraSettings, TrainingSettings
 from silotune.training import loop
 from silotune.training.evaluation import evaluate
 from silotune.training.forward import ForwardPlan
+from silotune.training.local_run import learning_rate
 from silotune.training.loop import train_round
 from silotune.training.loss import plain_logits, summed_losses
 
