@@ -74,6 +74,13 @@ def _on_meta(model: Any) -> bool:
     return bool(next(iter(model.parameters())).is_meta)
 
 
+def layers(tuned: Any) -> dict[str, Any]:
+    """The adapted layers of PEFT's model by name."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in tuned.named_modules() if isinstance(module, LoraLayer)}
+
+
 def factors(tuned: Any) -> dict[str, Any]:
     """The adapter's tensors in PEFT's model by the names of PEFT's file, sorted; they are the tensors themselves."""
     named = {name.replace(".default.weight", ".weight"): parameter for name, parameter in tuned.named_parameters()}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from silotune.model import lora
 from silotune.model.adapter import AdapterState, tensor_name
+from silotune.model.precision import in_base_numbers, working_dtype
 
 Factors = Mapping[str, Tensor]
 """An adapter's tensors by the names of PEFT's file."""
@@ -40,29 +41,26 @@ def stacked(tuned: Any, adapters: Sequence[Factors]) -> Iterator[None]:
     What goes through the model has rows in as many equal parts, one after another, as there are adapters. Gradients
     flow into those of the adapters' tensors that want one. Dropout of the adapter is not applied.
     """
-    layers = _layers(tuned)
+    layers = lora.layers(tuned)
+    own = {name: layer.forward for name, layer in layers.items()}
     for name, layer in layers.items():
         pairs = [(adapter[tensor_name(name, "A")], adapter[tensor_name(name, "B")]) for adapter in adapters]
-        layer.forward = partial(_forward, layer, pairs)
+        layer.forward = in_base_numbers(layer, partial(_forward, layer, pairs))
     try:
         yield
     finally:
-        for layer in layers.values():
-            del layer.forward
-
-
-def _layers(tuned: Any) -> dict[str, Any]:
-    from peft.tuners.lora import LoraLayer
-
-    return {name: module for name, module in tuned.named_modules() if isinstance(module, LoraLayer)}
+        for name, layer in layers.items():
+            layer.forward = own[name]
 
 
 def _forward(layer: Any, pairs: Sequence[tuple[Tensor, Tensor]], x: Tensor, *args: Any, **named: Any) -> Tensor:
-    """As PEFT's own layer, (..., width in) to (..., width out): in the base's numbers, the products in the factors'."""
+    """As PEFT's own layer, (..., width in) to (..., width out): in the base's numbers, products as in `precision`."""
     result: Tensor = layer.base_layer(x, *args, **named)
     down, up = (torch.stack(factors) for factors in zip(*pairs, strict=True))
     (scaling,) = layer.scaling.values()
-    parts = x.to(down.dtype).reshape(len(pairs), -1, x.shape[-1])
+    if working_dtype(layer) is None:
+        x = x.to(down.dtype)
+    parts = x.reshape(len(pairs), -1, x.shape[-1])
     product: Tensor = torch.bmm(torch.bmm(parts, down.transpose(1, 2)), up.transpose(1, 2)) * scaling
     total: Tensor = result + product.reshape(result.shape)
     return total.to(result.dtype)

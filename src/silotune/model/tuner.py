@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from silotune.model import base as base_model
-from silotune.model import lora
+from silotune.model import lora, precision
 from silotune.model.adapter import AdapterSpec
 from silotune.model.stored import describe
 from silotune.settings import LoraSettings
@@ -79,4 +79,5 @@ def _load(base: str, settings: LoraSettings, placement: base_model.Placement) ->
     model = base_model.load_model(location, placement)
     stored = describe(location, tokenizer)
     tuned = lora.attach(model, settings)
+    precision.mix(tuned)
     return Tuner(tuned, tokenizer, lora.spec_of(tuned), stored.fingerprint, stored.bytes, placement.device)
