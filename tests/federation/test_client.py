@@ -68,7 +68,8 @@ def test_a_round_beyond_the_run_and_one_of_absurd_size_are_refused(make_recipe, 
     def train(round_, **changes):
         job = _job(recipe, "0" * 16).model_copy(update={"training": recipe.training.model_copy(update=changes)})
         return answer(
-            Envelope("down", "train", {"job": job.model_dump_json(), "round": round_}, vector, described), config
+            Envelope("down", "train", {"job": job.model_dump_json(), "round": round_, "held": ""}, vector, described),
+            config,
         )
 
     for round_ in (0, 3, 2**50):

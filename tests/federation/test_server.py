@@ -10,7 +10,7 @@ from tests.federation.helpers import Network, adapter_bytes, client_app, run, se
 
 import silotune
 from silotune.errors import DivergedError, FederationError, Interrupted, ModelError, RunError
-from silotune.federation import checkpoint, exchange, local, messages, server
+from silotune.federation import checkpoint, cohort, exchange, local, messages
 from silotune.federation.messages import ADAPTER, ARRAY, FIELDS, MANIFEST, VERSION
 from silotune.wire.codecs.bfloat16 import CODEC as BFLOAT16
 from silotune.wire.codecs.float32 import CODEC as FLOAT32
@@ -343,12 +343,12 @@ def test_another_recipe_is_refused_on_resume_with_the_difference(make_recipe, tm
 
 def test_cohorts_are_drawn_from_the_seed_and_respect_the_minimum(make_recipe, tmp_path):
     names = [f"s{i}" for i in range(10)]
-    drawn = [server.choose_cohort(names, 0.35, 2, 0, round_) for round_ in range(1, 40)]
+    drawn = [cohort.choose_cohort(names, 0.35, 2, 0, round_) for round_ in range(1, 40)]
     assert {len(cohort) for cohort in drawn} == {4}
-    assert drawn[0] == server.choose_cohort(names[::-1], 0.35, 2, 0, 1)
+    assert drawn[0] == cohort.choose_cohort(names[::-1], 0.35, 2, 0, 1)
     assert {name for cohort in drawn for name in cohort} == set(names)
-    assert len(server.choose_cohort(names, 0.1, 3, 0, 1)) == 3
-    assert len(server.choose_cohort(names[:2], 1.0, 3, 0, 1)) == 2
+    assert len(cohort.choose_cohort(names, 0.1, 3, 0, 1)) == 3
+    assert len(cohort.choose_cohort(names[:2], 1.0, 3, 0, 1)) == 2
     folder, _ = run(make_recipe(federation={"cohort": 0.5}), tmp_path / "run")
     for round_ in (1, 2):
         assert len([line for line in lines(folder, round_) if line["silo"] and line["train"]]) == 2
@@ -543,7 +543,7 @@ def test_one_answer_is_held_at_a_time(make_recipe, tmp_path):
     ],
 )
 def test_no_silo_holds_more_than_its_greatest_share(weights, most, expected):
-    found = server.bounded(weights, most)
+    found = cohort.bounded(weights, most)
     assert found == expected
     if len(weights) > 2 and most * len(weights) >= 1:
         assert max(found.values()) <= most * sum(found.values())

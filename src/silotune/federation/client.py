@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 import silotune
@@ -29,19 +30,20 @@ from silotune.data.files import printable
 from silotune.data.seeds import derive
 from silotune.data.silos import SiloConfig
 from silotune.data.tokens import ChatOptions
-from silotune.errors import InputError, SilotuneError
+from silotune.errors import AdmissionError, InputError, SilotuneError
 from silotune.federation.local import cores, local_silos_of
 from silotune.model.adapter import NO_TENSORS, AdapterState, initial_adapter
 from silotune.model.base import LOCAL, public_name
 from silotune.model.embedded import NAME as EMBEDDED
 from silotune.recipe import load_recipe, looks_like_path
 from silotune.settings import HUB, Job
+from silotune.silo.held import held, hold
 from silotune.silo.identity import proof, public_key
 from silotune.silo.memory import Memory, Remembered, default_root, own_split
 from silotune.silo.node import from_node
 from silotune.silo.outbound import written
 from silotune.wire import codecs, manifest
-from silotune.wire.envelope import Envelope, Kind, Scalar, failure
+from silotune.wire.envelope import NOT_HELD, Envelope, Kind, Scalar, failure
 from silotune.wire.profile import Alone, Profile
 
 logger = logging.getLogger(__name__)
@@ -248,10 +250,20 @@ def received(request: Envelope, work: Work) -> Received:
     Raises:
         AdmissionError: it is not of the job's names and shapes.
     """
-    assert request.vector is not None and request.manifest is not None
-    spec, method = work.tuner.spec, algorithms.find(work.job.algorithm)
+    spec, method, codec = work.tuner.spec, algorithms.find(work.job.algorithm), codecs.find(work.job.codec)
     sent, beside = method.sent(spec), method.beside(spec) if request.kind == "train" else NO_TENSORS
-    found = manifest.unpack(request.vector, request.manifest, sent.plus(beside), codecs.find(work.job.codec))
+    digest = str(request.fields.get("held", ""))
+    brought = beside if digest else sent.plus(beside)
+    found: dict[str, NDArray[np.float32]] = {}
+    if brought.shapes or request.vector is not None:
+        if request.vector is None or request.manifest is None:
+            raise AdmissionError("nothing came with the request")
+        found |= manifest.unpack(request.vector, request.manifest, brought, codec)
+    if digest:
+        kept = held(work.silo.memory, work.job.run, digest) if work.silo.memory else None
+        if kept is None:
+            raise AdmissionError(NOT_HELD)
+        found |= manifest.unpack(*kept, sent, codec)
     adapter = {name: found[name] for name in sent.names}
     common = {name: found[name] for name in beside.names}
     return Received(method.whole(adapter, spec, derive(work.job.seed, "adapter")), common)
@@ -396,12 +408,15 @@ def _evaluate(request: Envelope, silo: SiloConfig) -> Envelope:
     _require_rows(_scored(work), "held out are", silo)
     lora.put(work.tuner.model, received(request, work).adapter)
     score = evaluate(work.tuner, work.forward_plan, work.corpus.test, lambda: work.progress())
+    assert request.vector is not None and request.manifest is not None
+    kept = silo.memory is not None and hold(silo.memory, work.job.run, request.vector, request.manifest)
     fields: dict[str, Scalar] = {
         "rows": score.rows,
         "tokens": score.tokens,
         "loss": score.loss,
         "correct": score.correct,
         "seconds": score.seconds,
+        "kept": int(kept),
     }
     return Envelope("up", "evaluate", fields)
 

@@ -69,6 +69,8 @@ class Federation:
     hellos: dict[str, Asked] = field(default_factory=dict)
     """Nodes that were asked who they are and have not answered yet."""
     refused: dict[int, Refusal] = field(default_factory=dict)
+    holders: dict[int, str] = field(default_factory=dict)
+    """Digest of the adapter that a silo keeps, by its node."""
     clipped: set[str] = field(default_factory=set)
     """Silos of which it has been said that their weight is clipped."""
 

@@ -3,12 +3,10 @@
 All mathematics is the method's, the aggregation's and the server optimizer's; all transport is behind Flower's `Grid`.
 """
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -17,25 +15,25 @@ from flwr.serverapp import Grid
 from silotune import algorithms
 from silotune.aggregation.collectors import collector_of
 from silotune.aggregation.interface import Aggregate, Ask, Cohort, Contribution, Round, collect
-from silotune.algorithms.interface import Arrays, ServerState
+from silotune.algorithms.interface import ServerState
 from silotune.algorithms.server_optimizers import optimizer_of
 from silotune.data.seeds import derive
-from silotune.errors import AdmissionError, DivergedError, FederationError
-from silotune.federation import checkpoint
+from silotune.errors import DivergedError, FederationError
+from silotune.federation import checkpoint, scoring
 from silotune.federation.checkpoint import Saved
+from silotune.federation.cohort import bounded, choose_cohort, weight_of
 from silotune.federation.events import RunContext
-from silotune.federation.exchange import Answer, Transport, enter_late, exchange
+from silotune.federation.exchange import Transport, enter_late
 from silotune.federation.inline import InlineGrid
 from silotune.federation.members import Federation, assemble
-from silotune.federation.metrics import figures, round_line, silo_line
+from silotune.federation.metrics import round_line
 from silotune.federation.run import RunFolder
-from silotune.model.adapter import AdapterSpec, AdapterState
+from silotune.federation.updates import contributions, controls
+from silotune.model.adapter import AdapterSpec
 from silotune.model.base import public_name
 from silotune.settings import Job, Recipe
 from silotune.wire import codecs, manifest
 from silotune.wire.codecs.interface import Codec
-from silotune.wire.envelope import Envelope, Kind, shown
-from silotune.wire.profile import Profile
 
 
 def federate(
@@ -125,46 +123,6 @@ def _job(recipe: Recipe, identity: str) -> Job:
 # ------------------------------------------------------------------------------------------- one round
 
 
-def choose_cohort(names: list[str], share: float, minimum: int, seed: int, round_: int) -> list[str]:
-    """Draw a round's cohort from the silos that are here: a function of the seed, the round and the names.
-
-    Args:
-        names: of the silos that are here.
-        share: to ask, in (0, 1].
-        minimum: to ask at least.
-        seed: of the run.
-        round_: from 1.
-
-    Returns:
-        Names, sorted.
-    """
-    count = min(len(names), max(minimum, math.ceil(share * len(names) - 1e-9)))
-    drawn = np.random.default_rng(derive(seed, "cohort", round_)).choice(sorted(names), size=count, replace=False)
-    return sorted(str(name) for name in drawn)
-
-
-def bounded(weights: Mapping[str, int], most: float) -> dict[str, int]:
-    """Weights of which none is more than a share of the sum of those that are asked, where those are more than two.
-
-    What is beyond it is clipped to the largest weight that keeps to the share: silos declare their own counts.
-    """
-    if len(weights) < 3:
-        return dict(weights)
-    ordered, share, bound = sorted(weights.values(), reverse=True), Fraction(str(most)), 0
-    for clipped, largest in enumerate(ordered):
-        if share * clipped >= 1:
-            break
-        # With the largest clipped to c: c = share (clipped c + the sum of the others).
-        bound = math.floor(share * sum(ordered[clipped:]) / (1 - share * clipped))
-        if largest <= bound:
-            return {name: min(weight, bound) for name, weight in weights.items()}
-    return dict.fromkeys(weights, ordered[-1])  # no weights keep to a share below an equal one
-
-
-def _weight(profile: Profile, how: str) -> int:
-    return {"examples": profile.train_rows, "tokens": profile.train_loss_tokens, "uniform": 1}[how]
-
-
 def _round(federation: Federation, state: ServerState) -> ServerState:
     """One round, saved.
 
@@ -176,7 +134,7 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
     assemble(federation, settings.minimum, settings.round_timeout)
     names = choose_cohort(list(federation.members.values()), settings.cohort, settings.minimum,
                           federation.recipe.seed, round_)  # fmt: skip
-    declared = {name: _weight(federation.profiles[name], settings.weights) for name in names}
+    declared = {name: weight_of(federation.profiles[name], settings) for name in names}
     cohort = Cohort(bounded(declared, settings.max_share))
     federation.tell("round_start", round=round_, cohort=names)
     for name, weight in cohort.weights.items():
@@ -190,7 +148,7 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
 
     def ask(wanted: Ask) -> Iterator[Contribution]:
         assert wanted.stage == "train", "the wire has no other stage"
-        return _contributions(federation, state, started, lines)
+        return contributions(federation, state, started, lines)
 
     aggregate = collect(collector_of(settings), started, ask)
     arrived = len(aggregate.silos) if aggregate else 0
@@ -209,8 +167,7 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
         )
     update = {name: aggregate.update[name] for name in trainable}
     after = optimizer_of(settings).apply(unrounded(state), update)
-    controls = _controls(federation, state, aggregate)
-    after = replace(after, slots={**after.slots, **controls})
+    after = replace(after, slots={**after.slots, **controls(federation, state, aggregate)})
     if not all(np.isfinite(value).all() for value in after.adapter.values()):
         raise DivergedError(
             f"round {round_}: the new adapter is not finite; {checkpoint.reached(federation.run)}. Lower "
@@ -226,19 +183,6 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
         )
     _finish_round(federation, after, aggregate, lines, began)
     return after
-
-
-def _controls(federation: Federation, state: ServerState, aggregate: Aggregate | None = None) -> Arrays:
-    """The method's control variates, 0 until a round has changed them; with an aggregate, those after its round."""
-    beside = federation.method.beside(federation.spec)
-    before = {name: state.slots.get(name, np.zeros(shape, np.float32)) for name, shape in beside.shapes}
-    if aggregate is None:
-        return before
-    settings = federation.recipe.federation
-    declared = {name: _weight(federation.profiles[name], settings.weights) for name in federation.members.values()}
-    weights = bounded(declared, settings.max_share)
-    share = np.float32(sum(weights[name] for name in aggregate.silos) / sum(weights.values()))
-    return {name: value + share * aggregate.update[name] for name, value in before.items()}
 
 
 ROUNDING = "rounding/"
@@ -271,72 +215,6 @@ def _diverged(reason: str) -> bool:
     return any(words in reason for words in ("is not finite", "holds NaN", "holds infinite numbers"))
 
 
-def _contributions(
-    federation: Federation, state: ServerState, started: Round, lines: dict[str, dict[str, Any]]
-) -> Iterator[Contribution]:
-    """Ask the cohort, heaviest silo first; yield what may be used and note for every silo how it went."""
-    cohort = started.cohort
-    nodes = {name: node for node, name in federation.members.items()}
-    ordered = sorted(cohort.weights, key=lambda name: (-federation.profiles[name].train_tokens, name))
-    names = {nodes[name]: name for name in ordered}
-    for name in ordered:
-        federation.tell("asked", silo=name, round=state.round + 1)
-    sent = {**state.adapter, **_controls(federation, state)}
-    for answer in exchange(
-        federation.transport, dict.fromkeys(names, _with_adapter(federation, "train", state.round + 1, sent)), names,
-        state.round + 1, federation.recipe.federation.round_timeout,
-    ):  # fmt: skip
-        name = names[answer.node]
-        line = silo_line(state.round + 1, name, cohort.weights[name], answer.bytes_down, answer.bytes_up)
-        try:
-            contribution = _admit(federation, name, cohort.weights[name], answer, started.payload, state.adapter)
-            line["train"] = dict(answer.content.fields) if answer.content else None
-            lines[name] = line
-            federation.tell("answered", silo=name, round=state.round + 1, **line["train"], bytes_up=answer.bytes_up,
-                            bytes_down=answer.bytes_down)  # fmt: skip
-            yield contribution
-            del contribution, answer  # while the next one is decoded
-        except AdmissionError as error:
-            reason = shown(str(error))
-            lines[name] = line | {"status": "left out", "reason": reason}
-            federation.tell("left_out", silo=name, round=state.round + 1, reason=reason)
-
-
-def _with_adapter(federation: Federation, kind: Kind, round_: int, arrays: AdapterState) -> Envelope:
-    """A request that brings an adapter, but for what silos draw themselves, and whatever is given beside it."""
-    seeded = federation.method.seeded(federation.spec)
-    sent = {name: value for name, value in arrays.items() if name not in seeded}
-    vector, described = manifest.pack(sent, federation.codec)
-    return Envelope("down", kind, {"job": federation.job, "round": round_}, vector, described)
-
-
-def _admit(
-    federation: Federation, name: str, weight: int, answer: Answer, expected: AdapterSpec, adapter: AdapterState
-) -> Contribution:
-    """Turn an answer into a contribution, if it holds the tensors that are expected.
-
-    What the silo has come to must be an adapter that the others would take; then so is any mean of such adapters.
-
-    Raises:
-        AdmissionError: there is none, or it must not be used.
-    """
-    if answer.content is None:
-        raise AdmissionError(answer.problem or "no answer")
-    fields, profile = answer.content.fields, federation.profiles[name]
-    if fields["examples"] != profile.train_rows:
-        raise AdmissionError(f"it says it holds {fields['examples']} rows, and {profile.train_rows} when it joined")
-    if not fields["steps"] or not fields["loss_tokens"]:
-        raise AdmissionError("it trained on nothing")
-    if int(fields["loss_tokens"]) > int(fields["tokens"]):
-        raise AdmissionError("it trained on more response tokens than tokens")
-    assert answer.content.vector is not None and answer.content.manifest is not None
-    update = manifest.unpack(answer.content.vector, answer.content.manifest, expected, federation.codec)
-    moved = (adapter[tensor] + change for tensor, change in update.items() if tensor in adapter)
-    if any(float(np.abs(value).max()) > manifest.MAX_MAGNITUDE for value in moved):
-        raise AdmissionError(f"its adapter holds a number beyond {manifest.MAX_MAGNITUDE:g}")
-    return Contribution(name, update, weight)
-
-
 # ------------------------------------------------------------------------------------ after the round
 
 
@@ -348,8 +226,8 @@ def _finish_round(
     began: float,
 ) -> None:
     """Evaluate where it is due, write the metrics, save the state."""
-    if federation.scored and _evaluation_due(federation.recipe, state.round):
-        _evaluate(federation, state, lines)
+    if federation.scored and scoring.due(federation.recipe, state.round):
+        scoring.evaluate(federation, state, lines)
     _write_lines(federation, lines)
     summary = round_line(state.round, aggregate, lines, time.monotonic() - began)
     federation.run.add_metrics(summary)
@@ -360,41 +238,3 @@ def _finish_round(
 def _write_lines(federation: Federation, lines: Mapping[str, Mapping[str, Any]]) -> None:
     for name in sorted(lines):
         federation.run.add_metrics(lines[name])
-
-
-def _evaluation_due(recipe: Recipe, round_: int) -> bool:
-    every = recipe.evaluation.every
-    return round_ in (0, recipe.training.rounds) or (every > 0 and round_ % every == 0)
-
-
-def _evaluate(federation: Federation, state: ServerState, lines: dict[str, dict[str, Any]]) -> None:
-    """Have every silo that is here score the adapter on its held-out rows."""
-    request = _with_adapter(federation, "evaluate", state.round, state.adapter)
-    names = dict(sorted(federation.members.items(), key=lambda item: -federation.profiles[item[1]].test_loss_tokens))
-    requests = {node: request for node in names if federation.profiles[names[node]].test_loss_tokens}
-    for answer in exchange(
-        federation.transport, requests, names, state.round, federation.recipe.federation.round_timeout
-    ):
-        name = names[answer.node]
-        line = lines.get(name) or silo_line(state.round, name, None)
-        line["bytes_down"] += answer.bytes_down
-        line["bytes_up"] += answer.bytes_up
-        try:
-            line["evaluation"] = _score(federation, name, answer)
-        except AdmissionError as error:
-            reason = shown(f"evaluation: {error}")
-            line["reason"] = line["reason"] or reason
-            federation.tell("left_out", silo=name, round=state.round, reason=reason)
-        lines[name] = line
-
-
-def _score(federation: Federation, name: str, answer: Answer) -> dict[str, Any]:
-    if answer.content is None:
-        raise AdmissionError(answer.problem or "no answer")
-    fields, profile = answer.content.fields, federation.profiles[name]
-    rows, tokens, correct = int(fields["rows"]), int(fields["tokens"]), int(fields["correct"])
-    if (rows, tokens) != (profile.test_rows, profile.test_loss_tokens):
-        raise AdmissionError("it scored other rows than it announced when it joined")
-    if correct > tokens:
-        raise AdmissionError(f"it says that {correct} of {tokens} tokens were right")
-    return figures(float(fields["loss"]), tokens, correct) | {"rows": rows}

@@ -3,10 +3,11 @@
     kind       down (server to silo)     up (silo to server)
     hello      job                       who the silo is and how much it holds
     train      job, round, adapter       what training cost, update
-    evaluate   job, round, adapter       sums over the held-out rows
+    evaluate   job, round, adapter       sums over the held-out rows, whether the adapter is kept
     alone      job, rounds               sums over the held-out rows of a model that no one else sees, what it cost
 
-A silo that cannot answer sends the one field `failure`.
+A silo that keeps an adapter which it scored is asked to train from it by its digest, `held`, and not sent it again;
+what a method sends beside the adapter still comes along. A silo that cannot answer sends the one field `failure`.
 """
 
 from collections.abc import Mapping
@@ -25,15 +26,17 @@ Scalar = str | int | float
 Kind = Literal["hello", "train", "evaluate", "alone"]
 Direction = Literal["down", "up"]
 
-SCHEMA = 4
+SCHEMA = 5
 """Travels with every message; another number is refused on both sides."""
+NOT_HELD = "this silo does not keep the adapter that it is to train from"
+"""The reason of a silo that was sent an adapter's digest and must be sent the adapter."""
 MAX_TEXT = 1 << 16
 MAX_REASON = 500
 """Characters of a failure's reason."""
 
 DECLARED: Mapping[tuple[Direction, Kind], Mapping[str, type]] = {
     ("down", "hello"): {"job": str},
-    ("down", "train"): {"job": str, "round": int},
+    ("down", "train"): {"job": str, "round": int, "held": str},
     ("down", "evaluate"): {"job": str, "round": int},
     ("down", "alone"): {"job": str, "rounds": int},
     ("up", "hello"): {each.name: cast(type, each.type) for each in fields(Profile)},
@@ -46,7 +49,7 @@ DECLARED: Mapping[tuple[Direction, Kind], Mapping[str, type]] = {
         "seconds": float,
         "codec_error": float,
     },
-    ("up", "evaluate"): {"rows": int, "tokens": int, "loss": float, "correct": int, "seconds": float},
+    ("up", "evaluate"): {"rows": int, "tokens": int, "loss": float, "correct": int, "seconds": float, "kept": int},
     ("up", "alone"): {each.name: cast(type, each.type) for each in fields(Alone)},
 }
 """Every field that may travel. What is not here does not leave a silo."""
@@ -89,12 +92,18 @@ class Envelope:
                 raise AdmissionError(f"field {name} is not finite")
             if isinstance(value, float) and not 0 <= value < 2**53:
                 raise AdmissionError(f"field {name} is out of range")
-        if ((self.direction, self.kind) in CARRIES_ADAPTER) != (self.vector is not None):
+        carries = (self.direction, self.kind) in CARRIES_ADAPTER
+        if carries != (self.vector is not None) and not (carries and self.fields.get("held")):
             raise AdmissionError(
                 f"{self.kind} {self.direction} must carry {'no' if self.vector is not None else 'an'} adapter"
             )
         if (self.vector is None) != (self.manifest is None):
             raise AdmissionError("an adapter and its manifest travel together")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the array that it carries, hexadecimal; empty if it carries none."""
+        return self.manifest.sha256 if self.manifest else ""
 
     @property
     def failure(self) -> str | None:

@@ -1,0 +1,147 @@
+"""A cohort's updates: what each silo is sent, and which answers may be used."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from silotune.aggregation.interface import Aggregate, Contribution, Round
+from silotune.algorithms.interface import Arrays, ServerState
+from silotune.errors import AdmissionError
+from silotune.federation.cohort import bounded, weight_of
+from silotune.federation.exchange import Answer, exchange
+from silotune.federation.members import Federation
+from silotune.federation.metrics import silo_line
+from silotune.model.adapter import AdapterSpec, AdapterState
+from silotune.wire import manifest
+from silotune.wire.envelope import NOT_HELD, Envelope, Kind, Scalar, shown
+
+
+def contributions(
+    federation: Federation, state: ServerState, started: Round, lines: dict[str, dict[str, Any]]
+) -> Iterator[Contribution]:
+    """Ask the cohort, heaviest silo first; yield what may be used and note for every silo how it went."""
+    cohort = started.cohort
+    nodes = {name: node for node, name in federation.members.items()}
+    ordered = sorted(cohort.weights, key=lambda name: (-federation.profiles[name].train_tokens, name))
+    names = {nodes[name]: name for name in ordered}
+    for name in ordered:
+        federation.tell("asked", silo=name, round=state.round + 1)
+    for answer in _answers(federation, state, names):
+        name = names[answer.node]
+        line = silo_line(state.round + 1, name, cohort.weights[name], answer.bytes_down, answer.bytes_up)
+        try:
+            contribution = _admit(federation, name, cohort.weights[name], answer, started.payload, state.adapter)
+            line["train"] = dict(answer.content.fields) if answer.content else None
+            lines[name] = line
+            federation.tell("answered", silo=name, round=state.round + 1, **line["train"], bytes_up=answer.bytes_up,
+                            bytes_down=answer.bytes_down)  # fmt: skip
+            yield contribution
+            del contribution, answer  # while the next one is decoded
+        except AdmissionError as error:
+            reason = shown(str(error))
+            lines[name] = line | {"status": "left out", "reason": reason}
+            federation.tell("left_out", silo=name, round=state.round + 1, reason=reason)
+
+
+def _answers(federation: Federation, state: ServerState, names: Mapping[int, str]) -> Iterator[Answer]:
+    """Ask for a round's updates. A silo that keeps the adapter, as it scored it, is sent its digest in its place.
+
+    One that has lost it after all is asked once more, and sent it, in what is left of the round's time.
+    """
+    seconds, began = federation.recipe.federation.round_timeout, time.monotonic()
+    again: dict[int, Answer] = {}
+    for answer in exchange(federation.transport, _requests(federation, state, list(names)), names, state.round + 1,
+                           seconds):  # fmt: skip
+        if answer.problem == NOT_HELD and answer.node in federation.holders:
+            again[answer.node] = answer
+            continue
+        yield answer
+        del answer  # while the next one is taken
+    for node in again:
+        federation.holders.pop(node, None)
+    left = seconds if federation.transport.in_turn else seconds - (time.monotonic() - began)
+    if left <= 0:
+        yield from again.values()
+    elif again:
+        for answer in exchange(federation.transport, _requests(federation, state, list(again)), names, state.round + 1,
+                               left):  # fmt: skip
+            first = again[answer.node]
+            yield replace(answer, bytes_down=answer.bytes_down + first.bytes_down,
+                          bytes_up=answer.bytes_up + first.bytes_up)  # fmt: skip
+            del answer
+
+
+def _requests(federation: Federation, state: ServerState, nodes: Sequence[int]) -> dict[int, Envelope]:
+    """What each node is asked to train from: one request for all who keep the adapter, and one for who are sent it."""
+    digest = with_adapter(federation, "evaluate", state.round, state.adapter).digest if federation.holders else ""
+    held = {node: digest if digest and federation.holders.get(node) == digest else "" for node in nodes}
+    beside = controls(federation, state)
+    requests = {
+        kept: with_adapter(federation, "train", state.round + 1, beside if kept else {**state.adapter, **beside}, kept)
+        for kept in sorted(set(held.values()))
+    }
+    return {node: requests[kept] for node, kept in held.items()}
+
+
+def with_adapter(
+    federation: Federation, kind: Kind, round_: int, arrays: AdapterState, held: str | None = None
+) -> Envelope:
+    """A request that brings an adapter, but for what silos draw themselves, and whatever is given beside it.
+
+    Args:
+        federation: that is running.
+        kind: of the request.
+        round_: that it belongs to.
+        arrays: to be sent; may be none.
+        held: in a request to train, the digest of an adapter that the silo keeps and is not sent; empty: it is sent.
+    """
+    seeded = federation.method.seeded(federation.spec)
+    sent = {name: value for name, value in arrays.items() if name not in seeded}
+    fields: dict[str, Scalar] = {"job": federation.job, "round": round_}
+    if held is not None:
+        fields["held"] = held
+    vector, described = manifest.pack(sent, federation.codec) if sent else (None, None)
+    return Envelope("down", kind, fields, vector, described)
+
+
+def controls(federation: Federation, state: ServerState, aggregate: Aggregate | None = None) -> Arrays:
+    """The method's control variates, 0 until a round has changed them; with an aggregate, those after its round."""
+    beside = federation.method.beside(federation.spec)
+    before = {name: state.slots.get(name, np.zeros(shape, np.float32)) for name, shape in beside.shapes}
+    if aggregate is None:
+        return before
+    settings = federation.recipe.federation
+    declared = {name: weight_of(federation.profiles[name], settings) for name in federation.members.values()}
+    weights = bounded(declared, settings.max_share)
+    share = np.float32(sum(weights[name] for name in aggregate.silos) / sum(weights.values()))
+    return {name: value + share * aggregate.update[name] for name, value in before.items()}
+
+
+def _admit(
+    federation: Federation, name: str, weight: int, answer: Answer, expected: AdapterSpec, adapter: AdapterState
+) -> Contribution:
+    """Turn an answer into a contribution, if it holds the tensors that are expected.
+
+    What the silo has come to must be an adapter that the others would take; then so is any mean of such adapters.
+
+    Raises:
+        AdmissionError: there is none, or it must not be used.
+    """
+    if answer.content is None:
+        raise AdmissionError(answer.problem or "no answer")
+    fields, profile = answer.content.fields, federation.profiles[name]
+    if fields["examples"] != profile.train_rows:
+        raise AdmissionError(f"it says it holds {fields['examples']} rows, and {profile.train_rows} when it joined")
+    if not fields["steps"] or not fields["loss_tokens"]:
+        raise AdmissionError("it trained on nothing")
+    if int(fields["loss_tokens"]) > int(fields["tokens"]):
+        raise AdmissionError("it trained on more response tokens than tokens")
+    assert answer.content.vector is not None and answer.content.manifest is not None
+    update = manifest.unpack(answer.content.vector, answer.content.manifest, expected, federation.codec)
+    moved = (adapter[tensor] + change for tensor, change in update.items() if tensor in adapter)
+    if any(float(np.abs(value).max()) > manifest.MAX_MAGNITUDE for value in moved):
+        raise AdmissionError(f"its adapter holds a number beyond {manifest.MAX_MAGNITUDE:g}")
+    return Contribution(name, update, weight)
