@@ -15,17 +15,19 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     write_bytes(path, text.encode("utf-8"), durable=durable)
 
 
-def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_bytes(path: Path, data: bytes, *, durable: bool = True, private: bool = False) -> None:
     """Write a file whole or not at all; one that is there is replaced.
 
     Args:
         path: of the file; its folder must be there.
         data: to write.
         durable: have it on the disk before it has its name, so that a crash of the machine cannot leave it empty.
+        private: at no time may anybody but the user read it.
     """
     unfinished = path.with_name(f".{path.name[:80]}-{secrets.token_hex(6)}")
     try:
-        with unfinished.open("xb") as stream:
+        unfinished.touch(0o600 if private else 0o666, exist_ok=False)
+        with unfinished.open("wb") as stream:
             stream.write(data)
             stream.flush()
             if durable:

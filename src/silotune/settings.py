@@ -332,8 +332,9 @@ class FederationSettings(Section):
     """A silo's weight in the mean: its training rows (of plain texts, the windows), its response tokens, or the same
     for all."""
     max_share: Share = 0.5
-    """Largest share that one silo may have of the weight that is asked in a round, where more than two are asked: silos
-    declare their own counts. What is over it is clipped, and said."""
+    """Largest share that one silo may have of the weight that is asked in a round, where more than two are asked (of
+    two: 0.99), and of the means over silos that are told: silos declare their own counts. What is over it is clipped,
+    and said."""
     robust: Literal["none", "clip", "trimmed"] = "none"
     """What bounds a hostile silo. `clip`: an update's norm is brought down to the median of the round's. `trimmed`: of
     each number the largest and smallest values are left out; with `ffa` or `alternating` and `weights = "uniform"`."""
@@ -384,7 +385,18 @@ class FederationSettings(Section):
                     f'the key of {name!r} must have 64 hexadecimal digits, as `silotune silo key` tells it, or be "" '
                     "for the first that comes with the name"
                 )
+        keys = [key for key in (value or {}).values() if key]
+        if len(keys) != len(set(keys)):
+            raise ValueError("two of the silos have the same key: each draws its own")
         return value
+
+    @model_validator(mode="after")
+    def _enough_members(self) -> "FederationSettings":
+        named = len(self.members) if self.members is not None else None
+        for option, wanted in (("minimum", self.minimum), ("silos", self.silos)):
+            if named is not None and wanted is not None and wanted > named:
+                raise ValueError(f"`{option} = {wanted}` waits for more silos than the {named} that `members` names")
+        return self
 
     @model_validator(mode="after")
     def _options_of_robust(self) -> "FederationSettings":

@@ -68,7 +68,13 @@ def test_a_round_beyond_the_run_and_one_of_absurd_size_are_refused(make_recipe, 
     def train(round_, **changes):
         job = _job(recipe, "0" * 16).model_copy(update={"training": recipe.training.model_copy(update=changes)})
         return answer(
-            Envelope("down", "train", {"job": job.model_dump_json(), "round": round_, "held": ""}, vector, described),
+            Envelope(
+                "down",
+                "train",
+                {"job": job.model_dump_json(), "round": round_, "held": "", "counted": 0},
+                vector,
+                described,
+            ),
             config,
         )
 
@@ -85,6 +91,7 @@ def test_on_a_members_machine_nothing_is_told_of_a_few_rows(make_recipe, silos, 
     vector, described = pack(initial_adapter(adapter_spec(recipe), 0), FLOAT32)
 
     def ask(kind, config, **fields):
+        fields |= {"held": "", "counted": 0} if kind == "train" else {}
         carried = (None, None) if kind in ("hello", "alone") else (vector, described)
         return answer(Envelope("down", kind, {"job": job.model_dump_json(), **fields}, *carried), config)
 

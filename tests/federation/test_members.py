@@ -156,6 +156,23 @@ def test_a_tie_of_base_models_waits_for_whoever_has_been_asked(recipe, tmp_path,
     assert story.all("round_start", "cohort")[0] == (["birch", "cedar"],)
 
 
+def test_a_node_with_an_invented_base_ends_no_run_that_others_may_still_join(recipe, tmp_path, clock):
+    def change(request, reply, silo):
+        if not is_hello(request):
+            return None
+        fields = dict(reply.content[FIELDS]) | {"fingerprint": "wrong" if silo == "ash" else "right"}
+        return Message(RecordDict({**reply.content, FIELDS: ConfigRecord(fields)}), reply_to=request)
+
+    grid, story = network(recipe, change)
+    everybody, honest = set(grid.here), grid.get_node_ids
+    grid.get_node_ids = lambda: sorted(everybody if clock[0] >= 100 else everybody - {3}) if grid.here else honest()
+    serve(grid, recipe, tmp_path / "run", 2, story)
+    assert ("ash", "its base model is not the one that 'birch', 'cedar' hold") in story.all(
+        "left_out", "silo", "reason"
+    )
+    assert story.all("round_start", "cohort")[0] == (["birch", "cedar"],)
+
+
 def test_late_answers_are_entered_as_late_and_not_used(recipe, tmp_path):
     grid, story = network(recipe)
 

@@ -10,7 +10,7 @@ from silotune.data.silos import SiloConfig
 from silotune.federation import checkpoint, client
 from silotune.federation.server import sendable, unrounded
 from silotune.model.adapter import AdapterSpec
-from silotune.silo.memory import KEEP
+from silotune.silo.memory import KEEP, _digest
 from silotune.wire import codecs, manifest
 
 LOSSY = ("bfloat16", "int8")
@@ -45,10 +45,10 @@ def test_it_learns_as_without_and_says_what_was_rounded(train, codec):
 @pytest.mark.parametrize("codec", LOSSY)
 def test_it_travels_in_so_many_bytes_both_ways(train, codec):
     run, exact = train(codec), train("float32", "exact")
-    for direction in ("up", "down"):
+    for kind, direction in (("train", "up"), ("evaluate", "down")):
         (here,), (there,) = (
             {(entry["dtype"], entry["bytes"]) for entry in one.folder.ledger()
-             if entry["kind"] == "train" and entry["direction"] == direction and entry["round"] == 1
+             if entry["kind"] == kind and entry["direction"] == direction and entry["round"] == 1
              and entry["silo"] == "ash"} for one in (run, exact)
         )  # fmt: skip
         size = sum(value.size for value in adapter_of(run).values())
@@ -86,7 +86,7 @@ def test_a_stopped_run_with_memory_goes_on_to_the_same_bits(train, tmp_path, alg
     again = train("int8", "cut", rounds=4, algorithm=algorithm, server_optimizer="momentum", resume=True)
     one, other = adapter_of(whole), adapter_of(again)
     assert all(one[name].tobytes() == other[name].tobytes() for name in one)
-    kept = [len(list(folder.iterdir())) for folder in (tmp_path / "cut" / "memory").glob("*/*")]
+    kept = [len(list(folder.iterdir())) for folder in (tmp_path / "cut" / "memory").glob("*/*/")]
     assert kept == [KEEP] * 3
 
 
@@ -113,14 +113,62 @@ def test_another_run_of_the_same_recipe_starts_from_nothing(train, tmp_path):
     assert all(value.tobytes() == adapter_of(other)[name].tobytes() for name, value in adapter_of(one).items())
 
 
-def test_nothing_is_remembered_that_nobody_asks_for(train, tmp_path):
+def test_nothing_but_the_adapter_is_kept_that_nobody_asks_for(train, tmp_path):
     train("bfloat16")
-    assert not (tmp_path / "run" / "memory").exists()
+    (run,) = (path for path in (tmp_path / "run" / "memory").iterdir() if path.is_dir())
+    (kept,) = run.iterdir()
+    assert kept.name.startswith("adapter-")
+
+
+def lose(monkeypatch, silo, round_):
+    """Have one answer lost on its way, after the silo has taken note of what it sent."""
+    from silotune.errors import InputError
+    from silotune.federation import app
+
+    honest = app.answer
+
+    def answer(request, config):
+        reply = honest(request, config)
+        if config.files.name == silo and request.kind == "train" and request.fields["round"] == round_:
+            raise InputError("the line broke")
+        return reply
+
+    monkeypatch.setattr(app, "answer", answer)
+
+
+def test_an_answer_that_is_lost_leaves_server_and_silo_agreed(train, tmp_path, monkeypatch):
+    """SCAFFOLD's c stays the mean of the silos' own, as it is where every answer counts."""
+    lose(monkeypatch, "birch", 2)
+    run = train("float32", rounds=4, algorithm="scaffold", weights="uniform", minimum=2)
+    slots = checkpoint.latest(run.folder).state.slots
+    own = [load_file(max(folder.glob("round-*"))) for folder in (tmp_path / "run" / "memory").glob("*/*/")]
+    for name, value in slots.items():
+        assert abs(value - sum(one[name] for one in own) / 3).max() < 1e-5, name
+
+
+def test_what_rounding_took_before_an_answer_was_lost_is_still_owed(train, tmp_path, monkeypatch):
+    def owed(name):
+        folder = tmp_path / name / "memory"
+        files = sorted(folder.glob(f"*/{_digest('birch')}/round-*"))
+        return {path.name: load_file(path) for path in files}
+
+    train("int8", "whole", rounds=1, minimum=2)
+    lose(monkeypatch, "birch", 2)
+    seen = {}
+
+    def look(event):
+        if event.kind == "round" and event.fields["round"] == 2:
+            seen.update(owed("lost"))
+
+    train("int8", "lost", minimum=2, watch=look)
+    first = owed("whole")["round-0001.safetensors"]
+    assert all((seen["round-0001.safetensors"][name] == value).all() for name, value in first.items())
+    assert list(owed("lost")) == ["round-0001.safetensors", "round-0003.safetensors"]
 
 
 def test_silos_trained_in_one_pass_remember_as_well(train, tmp_path):
     train("int8", together=3)
-    assert len(list((tmp_path / "run" / "memory").glob("*/*"))) == 3
+    assert len(list((tmp_path / "run" / "memory").glob("*/*/"))) == 3
 
 
 def test_a_silo_without_a_memory_says_so_before_it_trains(train, monkeypatch):

@@ -38,7 +38,7 @@ def test_every_message_is_in_it_with_its_tensors_and_weight(make_recipe, tmp_pat
     digests = {message.content.object_id for _, message in seen}
     assert {entry["sha256"] for entry in ledger} == digests
     for entry in ledger:
-        carries = entry["kind"] != "hello" and (entry["direction"] == "down" or entry["kind"] == "train")
+        carries = (entry["kind"], entry["direction"]) in {("evaluate", "down"), ("train", "up")}  # to train, it is kept
         assert bool(entry["tensors"]) == carries and entry["dtype"] == ("float32" if carries else None)
         assert all(".lora_A." in name or ".lora_B." in name for name, _ in entry["tensors"])
         if carries:

@@ -18,23 +18,31 @@ def of(number):
     return {"x": np.full(3, number, np.float32)}
 
 
-def test_each_round_finds_what_the_last_one_before_it_left(tmp_path):
+def test_each_round_finds_what_the_last_one_that_counted_left(tmp_path):
     held = memory(tmp_path)
-    assert held.begin(1) == {} and not (tmp_path / "memory").exists()
+    assert held.begin(1, 0) == {} and not (tmp_path / "memory").exists()
     held.keep(1, of(1))
-    assert held.begin(2)["x"][0] == held.begin(3)["x"][0] == 1
+    assert held.begin(2, 1)["x"][0] == held.begin(3, 1)["x"][0] == 1
     held.keep(3, of(3))
-    assert held.begin(4)["x"][0] == held.begin(9)["x"][0] == 3
+    assert held.begin(4, 3)["x"][0] == held.begin(9, 3)["x"][0] == 3
 
 
-def test_a_round_that_is_done_again_drops_what_came_of_it_and_later(tmp_path):
+def test_what_did_not_count_is_dropped(tmp_path):
     held = memory(tmp_path)
     for number in (1, 2, 3):
         held.keep(number, of(number))
-    assert held.begin(2)["x"][0] == 1
-    assert held.begin(9)["x"][0] == 1, "2 and 3 are gone"
+    assert held.begin(9, 1)["x"][0] == 1
+    with pytest.raises(InputError, match="no longer remembers what it held after round 3"):
+        held.begin(9, 3)
     held.keep(2, of(20))
-    assert held.begin(3)["x"][0] == 20
+    assert held.begin(3, 2)["x"][0] == 20
+    assert held.begin(4, 0) == {} and not list(held.folder.iterdir())
+
+
+@pytest.mark.parametrize(("round_", "counted"), [(3, 3), (3, 4), (3, -1)])
+def test_no_round_counts_before_it_is_done(tmp_path, round_, counted):
+    with pytest.raises(InputError, match=f"round {counted} counted, and asks for round {round_}"):
+        memory(tmp_path).begin(round_, counted)
 
 
 def test_what_comes_too_late_takes_nothing_away(tmp_path):
@@ -43,7 +51,7 @@ def test_what_comes_too_late_takes_nothing_away(tmp_path):
         held.keep(number, of(number))
     with pytest.raises(InputError, match="has gone on to round 4: what came of round 3 is too late"):
         held.keep(3, of(3))
-    assert held.begin(5)["x"][0] == 4
+    assert held.begin(5, 4)["x"][0] == 4
 
 
 def test_the_last_rounds_stay_and_what_is_gone_is_said(tmp_path):
@@ -51,22 +59,14 @@ def test_the_last_rounds_stay_and_what_is_gone_is_said(tmp_path):
     for number in range(1, 8):
         held.keep(number, of(number))
     assert len(list(held.folder.iterdir())) == KEEP
-    with pytest.raises(InputError, match="no longer remembers what it held before round 3: start a new run"):
-        held.begin(3)
-    assert held.begin(7)["x"][0] == 6, "and what there is stays"
-
-
-def test_a_silo_that_came_late_began_from_nothing(tmp_path):
-    held = memory(tmp_path)
-    held.keep(4, of(4))
-    assert held.begin(2) == held.begin(4) == {}
-    held.keep(2, of(2))
-    assert held.begin(4)["x"][0] == 2
+    assert held.begin(8, 7)["x"][0] == 7
+    with pytest.raises(InputError, match="no longer remembers what it held after round 2: start a new run"):
+        held.begin(3, 2)
 
 
 def test_runs_and_silos_do_not_meet(tmp_path):
     memory(tmp_path).keep(1, of(1))
-    assert memory(tmp_path, run="1" * 16).begin(2) == memory(tmp_path, silo="south").begin(2) == {}
+    assert memory(tmp_path, run="1" * 16).begin(2, 0) == memory(tmp_path, silo="south").begin(2, 0) == {}
 
 
 def test_what_cannot_be_read_or_written_is_told(tmp_path):
@@ -75,7 +75,7 @@ def test_what_cannot_be_read_or_written_is_told(tmp_path):
     (file,) = held.folder.iterdir()
     file.write_bytes(b"junk")
     with pytest.raises(InputError, match="memory of round 1 cannot be read"):
-        held.begin(2)
+        held.begin(2, 1)
     (tmp_path / "a file").write_text("")
     with pytest.raises(InputError, match="memory cannot be written"):
         Memory(tmp_path / "a file", "0" * 16, "a").keep(1, of(1))
@@ -127,13 +127,13 @@ def test_nothing_else_is_deleted(tmp_path):
     (held.root / "mine").mkdir()
     with pytest.raises(InputError, match=r"holds something else .mine.\. Move it away first"):
         forget(held.root)
-    assert (held.root / "mine").exists() and len(held.begin(2)["x"]) == 3
+    assert (held.root / "mine").exists() and len(held.begin(2, 1)["x"]) == 3
 
 
 def test_what_a_kill_left_is_forgotten_too(tmp_path):
     held = memory(tmp_path)
     held.keep(1, of(1))
-    for name in (".memory.json-0123456789ab", f".split-{'0' * 16}.json-0123456789ab"):
+    for name in (".memory.json-0123456789ab", ".identity.pem-0123456789ab", f".split-{'0' * 16}.json-0123456789ab"):
         (held.root / name).write_text("{")
     held.keep(2, of(2))
     assert forget(held.root) == 1 and not held.root.exists()

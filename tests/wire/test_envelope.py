@@ -36,6 +36,9 @@ def test_declared_fields_pass_and_nothing_else(direction, kind):
     for changed in wrong:
         with pytest.raises(AdmissionError):
             Envelope(direction, kind, changed, vector, described)
+    if "held" in fields:  # then what it names need not come along
+        Envelope(direction, kind, fields, None, None)
+        fields |= {"held": ""}
     other = None if vector is not None else np.ones(2, np.float32)
     with pytest.raises(AdmissionError, match="must carry"):
         Envelope(direction, kind, fields, other, described)

@@ -63,6 +63,9 @@ class Control:
     """(the server's, the silo's own as far as it has any) -> what to take off each tensor after each step, per rate."""
     change: Callable[[LocalResult], Arrays]
     """-> by how much the silo's own have changed."""
+    most: float
+    """Largest absolute value that an honest variate can have: the server's are kept within it, and a silo's may change
+    by twice as much."""
 
 
 @dataclass(frozen=True)

@@ -44,4 +44,8 @@ def change(result: LocalResult) -> Arrays:
     return {name: -value - result.update[name.removeprefix(PREFIX)] / rates for name, value in result.common.items()}
 
 
-METHOD = Method("scaffold", initial_adapter, trainable, control=Control(variates, drift, change))
+MOST = 8.0
+"""AdamW's direction is at most (1 - beta_1) / sqrt(1 - beta_2) = 3.2 with its defaults, and weight decay adds its rate
+times a weight."""
+
+METHOD = Method("scaffold", initial_adapter, trainable, control=Control(variates, drift, change, MOST))

@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from silotune.wire.profile import Profile
 
 KEEP = 2
 """How many rounds' states stay."""
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Saved:
     """Every silo that has ever joined, by name."""
     metrics_bytes: int
     """Length of metrics.jsonl at that time: what comes after belongs to a round that did not count."""
+    counted: Mapping[str, int] = field(default_factory=dict)
+    """The last round to which each silo's update counted, by name."""
 
 
 def save(run: RunFolder, saved: Saved) -> None:
@@ -57,6 +59,7 @@ def save(run: RunFolder, saved: Saved) -> None:
         "round": saved.state.round,
         "metrics_bytes": saved.metrics_bytes,
         "profiles": {name: asdict(profile) for name, profile in saved.profiles.items()},
+        "counted": dict(saved.counted),
     }
     (unfinished / "state.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
     for path in (*unfinished.iterdir(), unfinished):
@@ -81,14 +84,18 @@ def latest(run: RunFolder) -> Saved | None:
     folder = rounds[-1]
     try:
         described = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "state.safetensors")
         if described["format"] != FORMAT:
-            raise RunError(f"{folder}: written in format {described['format']}, this version reads format {FORMAT}.")
+            raise RunError(
+                f"{folder}: written in format {described['format']!r:.20}, and this release reads format {FORMAT}. Go "
+                "on with the release that wrote it, or start a new run."
+            )
+        tensors = load_file(folder / "state.safetensors")
         profiles = {name: Profile(**values) for name, values in described["profiles"].items()}
         state = ServerState(described["round"], _below("adapter/", tensors), _below("slots/", tensors))
         if not all(np.isfinite(value).all() for value in tensors.values()):
             raise ValueError("not finite")
-        return Saved(state, profiles, described["metrics_bytes"])
+        counted = {str(name): int(round_) for name, round_ in described["counted"].items()}
+        return Saved(state, profiles, described["metrics_bytes"], counted)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(
             f"{folder}: cannot be read ({type(error).__name__}). Remove this folder to go on from the round before."

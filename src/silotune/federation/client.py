@@ -284,7 +284,7 @@ def _train(request: Envelope, silo: SiloConfig) -> Envelope:
     update = {name: after[name] - before[name] for name in start.trainable}
     changed, own = _controls(work, start, LocalResult(start.received.common, update, totals.rates))
     draw = np.random.Generator(np.random.Philox(derive(work.job.seed, "codec", silo.files.name, work.round)))
-    leaving = written({**update, **changed}, codecs.find(work.job.codec), draw, start.remembered, before)
+    leaving = written({**update, **changed}, codecs.find(work.job.codec), draw, start.remembered)
     if memory is not None:
         kept = {MOMENTS + name: value for name, value in (moments or {}).items()} | own
         sound = leaving.usable and all(np.isfinite(value).all() for value in kept.values())
@@ -348,7 +348,7 @@ def begin(request: Envelope, work: Work) -> Start:
         InputError: what the silo remembers cannot be had.
     """
     found, memory = received(request, work), _memory(work)
-    remembered = memory.begin(work.round) if memory is not None else {}
+    remembered = memory.begin(work.round, int(request.fields["counted"])) if memory is not None else {}
     method = algorithms.find(work.job.algorithm)
     drift = method.control.drift(found.common, remembered) if method.control else {}
     return Start(found, remembered, trainable_in(work), moments_in(work, remembered), drift)

@@ -29,14 +29,19 @@ def choose_cohort(names: list[str], share: float, minimum: int, seed: int, round
     return sorted(str(name) for name in drawn)
 
 
+MOST_OF_TWO = Fraction(99, 100)
+"""Share that one of two silos may have: beyond it the other's update would be rounded to nothing."""
+
+
 def bounded(weights: Mapping[str, int], most: float) -> dict[str, int]:
-    """Weights of which none is more than a share of the sum of those that are asked, where those are more than two.
+    """Weights of which none is more than a share of the sum of those that are asked; of two, `MOST_OF_TWO`.
 
     What is beyond it is clipped to the largest weight that keeps to the share: silos declare their own counts.
     """
-    if len(weights) < 3:
+    if len(weights) < 2:
         return dict(weights)
-    ordered, share, bound = sorted(weights.values(), reverse=True), Fraction(str(most)), 0
+    ordered, bound = sorted(weights.values(), reverse=True), 0
+    share = Fraction(str(most)) if len(weights) > 2 else MOST_OF_TWO
     for clipped, largest in enumerate(ordered):
         if share * clipped >= 1:
             break

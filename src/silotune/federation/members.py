@@ -69,6 +69,8 @@ class Federation:
     hellos: dict[str, Asked] = field(default_factory=dict)
     """Nodes that were asked who they are and have not answered yet."""
     refused: dict[int, Refusal] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
+    """The last round to which a silo's update counted, by its name."""
     holders: dict[int, str] = field(default_factory=dict)
     """Digest of the adapter that a silo keeps, by its node."""
     clipped: set[str] = field(default_factory=set)
@@ -98,7 +100,8 @@ def assemble(federation: Federation, wanted: int | Set[str], seconds: float) -> 
         )
         over = nobody_else or time.monotonic() >= deadline
         if federation.base is None and (over or _enough((each.silo for each in federation.guests.values()), wanted)):
-            _settle(federation, others_may_answer=bool(federation.hellos) and not over)
+            others = bool(federation.hellos) or not federation.run_context.fixed
+            _settle(federation, others_may_answer=others and not over)
         if over or _enough(federation.members.values(), wanted):
             break
         require_going(federation.transport)
@@ -203,7 +206,8 @@ def _profile(federation: Federation, answer: Answer) -> Profile:
         raise AdmissionError(f"a silo called {profile.silo!r} is here already")
     if (profile.key or profile.proof) and not holds(profile.key, profile.proof, federation.job):
         raise AdmissionError("its signature of the job is not that of the key that it shows")
-    _require_named(federation.recipe.federation.members, profile)
+    if not federation.run_context.fixed:  # silos of this machine are the recipe's own, and have no keys
+        _require_named(federation.recipe.federation.members, profile)
     if profile.train_rows < 1 or profile.train_loss_tokens < 1:
         raise AdmissionError("it has no rows to train on")
     return profile

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from silotune.aggregation.interface import Aggregate
+from silotune.federation.cohort import bounded
 
 
 def silo_line(round_: int, name: str, weight: int | None, bytes_down: int = 0, bytes_up: int = 0) -> dict[str, Any]:
@@ -34,12 +35,17 @@ def figures(loss: float, tokens: int, correct: int) -> dict[str, Any]:
 
 
 def round_line(
-    round_: int, aggregate: Aggregate | None, lines: Mapping[str, Mapping[str, Any]], seconds: float
+    round_: int, aggregate: Aggregate | None, lines: Mapping[str, Mapping[str, Any]], seconds: float, most: float
 ) -> dict[str, Any]:
-    """The round's own line. Means over silos are weighted by held-out tokens (evaluation) or loss tokens (training)."""
-    scores = [line["evaluation"] for line in lines.values() if line["evaluation"]]
-    tokens = sum(score["tokens"] for score in scores)
-    trained = [line["train"] for line in lines.values() if line["train"]]
+    """The round's own line.
+
+    Means over silos are weighted by held-out tokens (evaluation) or loss tokens (training). Silos count these
+    themselves, so that, as in the aggregation, none weighs more than the share `most`.
+    """
+    scores = {name: line["evaluation"] for name, line in lines.items() if line["evaluation"]}
+    held_out = bounded({name: score["tokens"] for name, score in scores.items()}, most)
+    trained = {name: line["train"] for name, line in lines.items() if line["train"]}
+    learned = bounded({name: train["loss_tokens"] for name, train in trained.items()}, most)
     summary: dict[str, Any] = {
         "round": round_,
         "silo": None,
@@ -52,12 +58,11 @@ def round_line(
         "bytes_up": sum(line["bytes_up"] for line in lines.values()),
         "seconds": seconds,
     }
-    if tokens:
-        loss = sum(score["loss"] * score["tokens"] for score in scores)
-        correct = sum(round(score["token_accuracy"] * score["tokens"]) for score in scores)
-        summary["evaluation"] = figures(loss, tokens, correct)
+    if tokens := sum(held_out.values()):
+        loss = sum(scores[name]["loss"] * weight for name, weight in held_out.items())
+        correct = sum(scores[name]["token_accuracy"] * weight for name, weight in held_out.items())
+        summary["evaluation"] = figures(loss, tokens, round(correct))
     if trained:
-        summary["train_loss"] = sum(t["loss"] * t["loss_tokens"] for t in trained) / sum(
-            t["loss_tokens"] for t in trained
-        )
+        loss = sum(trained[name]["loss"] * weight for name, weight in learned.items())
+        summary["train_loss"] = loss / sum(learned.values())
     return summary

@@ -100,8 +100,17 @@ class RunFolder:
         return read_lines(self.ledger_file)
 
     def environment(self) -> dict[str, Any]:
-        """What environment.json says."""
-        environment: dict[str, Any] = json.loads(self.environment_file.read_text(encoding="utf-8"))
+        """What environment.json says.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        try:
+            environment = json.loads(self.environment_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"{self.environment_file}: cannot be read ({type(error).__name__}). Put it back.") from None
+        if not isinstance(environment, dict):
+            raise RunError(f"{self.environment_file}: not what a run writes. Put it back.")
         return environment
 
     def identity(self) -> str:

@@ -76,7 +76,7 @@ def opened(
     federation = Federation(
         transport, recipe, run, run_context, spec, method, codecs.find(recipe.wire.codec),
         _job(recipe, run.identity()).model_dump_json(),
-        resumed=saved is not None, profiles=profiles,
+        resumed=saved is not None, profiles=profiles, counted=dict(saved.counted) if saved else {},
         base=recipe.model.fingerprint or next((profile.fingerprint for profile in profiles.values()), None),
     )  # fmt: skip
     try:
@@ -173,16 +173,26 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
             f"round {round_}: the new adapter is not finite; {checkpoint.reached(federation.run)}. Lower "
             "training.learning_rate and federation.server_rate, and start a new run."
         )
+    after, beyond = within_bounds(after)
+    if beyond:
+        federation.tell("remark", text=f"round {round_}: {beyond} numbers of the adapter would be beyond "
+                                       f"{manifest.MOST_ADAPTER:g} and are brought back to it: lower training."
+                                       "learning_rate and federation.server_rate, or look for a silo that does "
+                                       "not train")  # fmt: skip
     after = sendable(after, federation.method.sent(federation.spec), federation.codec)
-    largest = max(float(np.abs(value).max()) for value in after.adapter.values())
-    if largest > manifest.MAX_MAGNITUDE:
-        raise DivergedError(
-            f"round {round_}: the new adapter holds a number beyond {manifest.MAX_MAGNITUDE:g}, which no silo would "
-            f"take; {checkpoint.reached(federation.run)}. Lower training.learning_rate and federation.server_rate, and "
-            "start a new run."
-        )
     _finish_round(federation, after, aggregate, lines, began)
     return after
+
+
+def within_bounds(state: ServerState) -> tuple[ServerState, int]:
+    """(a state whose adapter every silo takes, how many of its numbers were brought back to the bound).
+
+    No silo can then end a run by bringing the adapter where the others' updates are refused.
+    """
+    most = manifest.MOST_ADAPTER
+    beyond = {name: int((np.abs(value) > most).sum()) for name, value in state.adapter.items()}
+    kept = {name: np.clip(value, -most, most) if beyond[name] else value for name, value in state.adapter.items()}
+    return replace(state, adapter=kept), sum(beyond.values())
 
 
 ROUNDING = "rounding/"
@@ -229,9 +239,12 @@ def _finish_round(
     if federation.scored and scoring.due(federation.recipe, state.round):
         scoring.evaluate(federation, state, lines)
     _write_lines(federation, lines)
-    summary = round_line(state.round, aggregate, lines, time.monotonic() - began)
+    federation.counted |= dict.fromkeys(aggregate.silos if aggregate else (), state.round)
+    summary = round_line(state.round, aggregate, lines, time.monotonic() - began,
+                         federation.recipe.federation.max_share)  # fmt: skip
     federation.run.add_metrics(summary)
-    checkpoint.save(federation.run, Saved(state, federation.profiles, checkpoint.metrics_bytes(federation.run)))
+    checkpoint.save(federation.run, Saved(state, federation.profiles, checkpoint.metrics_bytes(federation.run),
+                                           federation.counted))  # fmt: skip
     federation.tell("round", **summary)
 
 

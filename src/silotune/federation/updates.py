@@ -17,6 +17,9 @@ from silotune.federation.metrics import silo_line
 from silotune.model.adapter import AdapterSpec, AdapterState
 from silotune.wire import manifest
 from silotune.wire.envelope import NOT_HELD, Envelope, Kind, Scalar, shown
+from silotune.wire.manifest import MOST_UPDATE
+
+NO_FIELDS: Mapping[str, Scalar] = {}
 
 
 def contributions(
@@ -75,19 +78,31 @@ def _answers(federation: Federation, state: ServerState, names: Mapping[int, str
 
 
 def _requests(federation: Federation, state: ServerState, nodes: Sequence[int]) -> dict[int, Envelope]:
-    """What each node is asked to train from: one request for all who keep the adapter, and one for who are sent it."""
+    """What each node is asked to train from: the same object for all who keep the same and whose last update counted
+    to the same round."""
     digest = with_adapter(federation, "evaluate", state.round, state.adapter).digest if federation.holders else ""
-    held = {node: digest if digest and federation.holders.get(node) == digest else "" for node in nodes}
     beside = controls(federation, state)
-    requests = {
-        kept: with_adapter(federation, "train", state.round + 1, beside if kept else {**state.adapter, **beside}, kept)
-        for kept in sorted(set(held.values()))
+    asked = {
+        node: (
+            digest if digest and federation.holders.get(node) == digest else "",
+            federation.counted.get(federation.members[node], 0),
+        )
+        for node in nodes
     }
-    return {node: requests[kept] for node, kept in held.items()}
+    brought = {
+        held: with_adapter(federation, "train", state.round + 1, beside if held else {**state.adapter, **beside},
+                           {"held": held, "counted": 0})
+        for held in {held for held, _ in asked.values()}
+    }  # fmt: skip
+    requests = {
+        (held, counted): replace(brought[held], fields={**brought[held].fields, "counted": counted})
+        for held, counted in sorted(set(asked.values()))
+    }
+    return {node: requests[wanted] for node, wanted in asked.items()}
 
 
 def with_adapter(
-    federation: Federation, kind: Kind, round_: int, arrays: AdapterState, held: str | None = None
+    federation: Federation, kind: Kind, round_: int, arrays: AdapterState, more: Mapping[str, Scalar] = NO_FIELDS
 ) -> Envelope:
     """A request that brings an adapter, but for what silos draw themselves, and whatever is given beside it.
 
@@ -95,16 +110,13 @@ def with_adapter(
         federation: that is running.
         kind: of the request.
         round_: that it belongs to.
-        arrays: to be sent; may be none.
-        held: in a request to train, the digest of an adapter that the silo keeps and is not sent; empty: it is sent.
+        arrays: to be sent; may be none, where a field names what the silo keeps.
+        more: fields that a request of this kind has besides.
     """
     seeded = federation.method.seeded(federation.spec)
     sent = {name: value for name, value in arrays.items() if name not in seeded}
-    fields: dict[str, Scalar] = {"job": federation.job, "round": round_}
-    if held is not None:
-        fields["held"] = held
     vector, described = manifest.pack(sent, federation.codec) if sent else (None, None)
-    return Envelope("down", kind, fields, vector, described)
+    return Envelope("down", kind, {"job": federation.job, "round": round_, **more}, vector, described)
 
 
 def controls(federation: Federation, state: ServerState, aggregate: Aggregate | None = None) -> Arrays:
@@ -117,7 +129,10 @@ def controls(federation: Federation, state: ServerState, aggregate: Aggregate | 
     declared = {name: weight_of(federation.profiles[name], settings) for name in federation.members.values()}
     weights = bounded(declared, settings.max_share)
     share = np.float32(sum(weights[name] for name in aggregate.silos) / sum(weights.values()))
-    return {name: value + share * aggregate.update[name] for name, value in before.items()}
+    after = {name: value + share * aggregate.update[name] for name, value in before.items()}
+    assert federation.method.control is not None or not after
+    most = federation.method.control.most if federation.method.control else 0.0
+    return {name: np.clip(value, -most, most) for name, value in after.items()}
 
 
 def _admit(
@@ -125,7 +140,7 @@ def _admit(
 ) -> Contribution:
     """Turn an answer into a contribution, if it holds the tensors that are expected.
 
-    What the silo has come to must be an adapter that the others would take; then so is any mean of such adapters.
+    Its numbers keep to what an update may say, so that no silo can bring the others where the wire's bound is.
 
     Raises:
         AdmissionError: there is none, or it must not be used.
@@ -141,7 +156,9 @@ def _admit(
         raise AdmissionError("it trained on more response tokens than tokens")
     assert answer.content.vector is not None and answer.content.manifest is not None
     update = manifest.unpack(answer.content.vector, answer.content.manifest, expected, federation.codec)
-    moved = (adapter[tensor] + change for tensor, change in update.items() if tensor in adapter)
-    if any(float(np.abs(value).max()) > manifest.MAX_MAGNITUDE for value in moved):
-        raise AdmissionError(f"its adapter holds a number beyond {manifest.MAX_MAGNITUDE:g}")
+    control = federation.method.control
+    for tensor, change in update.items():
+        most = 2 * control.most if control and tensor not in adapter else MOST_UPDATE
+        if float(np.abs(change).max()) > most:
+            raise AdmissionError(f"its update holds a number beyond {most:g}")
     return Contribution(name, update, weight)

@@ -87,6 +87,11 @@ def locate(base: str) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"model.base: {path} holds no config.json, so it is no model in Hugging Face format.")
+        if (path / "adapter_config.json").is_file():  # transformers would load that adapter, and perhaps another base
+            raise ModelError(
+                f"model.base: {path} holds an adapter beside a model. Take the adapter's files out of it, or merge "
+                "the two."
+            )
         return str(path)
     raise ModelError(f"model.base: {base}: no such file or folder.")
 

@@ -62,12 +62,15 @@ def append(path: Path, entry: Entry) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line to a file with a single write; a line that a crash of the machine tore before is ended first."""
+    """Append one line to a file with a single write; a line that a crash of the machine tore before is ended first.
+
+    What has no bytes in UTF-8 is escaped as JSON escapes it: whoever sent it must not keep a line from being written.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.write(descriptor, ("\n" * torn + line + "\n").encode("utf-8"))
+        os.write(descriptor, ("\n" * torn + line + "\n").encode("utf-8", "backslashreplace"))
     finally:
         os.close(descriptor)
 

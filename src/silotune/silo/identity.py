@@ -5,6 +5,7 @@ that of the key that came with it first, or of the one that the recipe pins; so 
 whatever Flower knows of the nodes. Ed25519: RFC 8032.
 """
 
+import re
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -17,6 +18,22 @@ from silotune.silo.memory import KEY, writing
 
 PURPOSE = b"silotune: a silo joins the run of this job\n"
 """Before what is signed, so that a signature means this and nothing else."""
+
+
+SMALL_ORDER = frozenset(
+    point[:62] + sign
+    for point, signs in (
+        ("01" + 62 * "0", ("00", "80")),
+        ("00" + 62 * "0", ("00", "80")),
+        ("ec" + 60 * "f" + "7f", ("7f", "ff")),
+        ("ed" + 60 * "f" + "7f", ("7f", "ff")),
+        ("ee" + 60 * "f" + "7f", ("7f", "ff")),
+        ("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05", ("05", "85")),
+        ("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a", ("7a", "fa")),
+    )
+    for sign in signs
+)
+"""Every encoding of the eight points of Curve25519's small subgroup, those that are not reduced among them."""
 
 
 def public_key(root: Path) -> str:
@@ -41,7 +58,13 @@ def proof(root: Path, job: str) -> str:
 
 
 def holds(key: str, signature: str, job: str) -> bool:
-    """Whether whoever holds a public key has signed a job; not if either is none."""
+    """Whether whoever holds a public key has signed a job; not if either is none.
+
+    Both must be written as they are here, digit for digit: a key is a name, and has one spelling. Points of small order
+    are no keys, for one signature holds for every job.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", key) or not re.fullmatch("[0-9a-f]{128}", signature) or key in SMALL_ORDER:
+        return False
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(bytes.fromhex(signature), PURPOSE + job.encode())
     except (ValueError, InvalidSignature):
@@ -56,8 +79,7 @@ def _private(root: Path) -> Ed25519PrivateKey:
             drawn = Ed25519PrivateKey.generate().private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
             )
-            atomic.write_bytes(path, drawn)  # the folder is its owner's alone
-        path.chmod(0o600)
+            atomic.write_bytes(path, drawn, private=True)
         try:
             found = serialization.load_pem_private_key(path.read_bytes(), None)
         except (ValueError, TypeError):

@@ -6,10 +6,11 @@
     FOLDER/RUN/SILO/job.sha256                 of the job with which the silo joined that run
     FOLDER/RUN/SILO/round-0003.safetensors     what the silo remembered after its part in round 3
 
-A round's memory is a function of the message, the silo's rows, and its memory after the last round before that in which
-it took part. What is there of that round or later belongs to rounds that did not count: it is dropped when a round is
-done again, so that a resumed run is bit-identical to an uninterrupted one. Nothing in here travels by itself: a codec
-or a method reads it and says what it sends. SILO is a digest of the silo's name.
+A round's memory is a function of the message, the silo's rows, and its memory after the last round to which its update
+counted; the server says which that was. What is there of later rounds did not count (the run was stopped and resumed,
+or the answer was lost or late) and is dropped, so that server and silo go on from the same, and a resumed run is
+bit-identical to an uninterrupted one. Nothing in here travels by itself: a codec or a method reads it and says what it
+sends. SILO is a digest of the silo's name.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ import numpy as np
 import platformdirs
 from filelock import FileLock
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from silotune import atomic, cache
@@ -64,36 +65,34 @@ class Memory:
         """Where this silo's memory of this run lies."""
         return self.root / self.run / _digest(self.silo)
 
-    def begin(self, round_: int) -> Remembered:
-        """What the silo remembers as a round begins: {} if it has not taken part yet.
+    def begin(self, round_: int, counted: int) -> Remembered:
+        """What the silo remembers as a round begins: {} if none of its updates has counted yet.
 
-        What is there of this round or later is dropped: it did not count.
+        What is there of later rounds than that of the last update that counted is dropped.
+
+        Args:
+            round_: that begins.
+            counted: the round of that update; 0 if there is none.
 
         Raises:
             InputError: that cannot be read, or is no longer there.
         """
+        if not 0 <= counted < round_:
+            raise InputError(f"the server says that round {counted} counted, and asks for round {round_}")
         kept = self._rounds()
-        if any(number >= round_ for number in kept):
+        if any(number > counted for number in kept):
             with writing(self.root):
-                return self._before(round_, drop=True)
-        return self._before(round_)
-
-    def _before(self, round_: int, *, drop: bool = False) -> Remembered:
-        kept = self._rounds()
-        earlier = [number for number in kept if number < round_]
-        if not earlier and kept and _began_after(kept[min(kept)]):
-            raise InputError(f"this silo no longer remembers what it held before round {round_}: start a new run.")
-        if drop:
-            for number, path in kept.items():
-                if number >= round_:
-                    path.unlink(missing_ok=True)
-        if not earlier:
+                for number, path in kept.items():
+                    if number > counted:
+                        path.unlink(missing_ok=True)
+        if not counted:
             return {}
-        path = kept[max(earlier)]
+        if counted not in kept:
+            raise InputError(f"this silo no longer remembers what it held after round {counted}: start a new run.")
         try:
-            return load_file(path)
+            return load_file(kept[counted])
         except (OSError, SafetensorError):
-            raise InputError(f"this silo's memory of round {max(earlier)} cannot be read: start a new run.") from None
+            raise InputError(f"this silo's memory of round {counted} cannot be read: start a new run.") from None
 
     def keep(self, round_: int, remembered: Remembered) -> None:
         """Write what the silo remembers after a round, whole or not at all, and on the disk.
@@ -107,8 +106,7 @@ class Memory:
             kept = self._rounds()
             if kept and max(kept) > round_:
                 raise InputError(f"this silo has gone on to round {max(kept)}: what came of round {round_} is too late")
-            earlier = max((number for number in kept if number < round_), default=0)
-            atomic.write_bytes(self._file(round_), save(whole, {"before": str(earlier)}))
+            atomic.write_bytes(self._file(round_), save(whole))
             for number in sorted(number for number in kept if number < round_)[: 1 - KEEP]:
                 kept[number].unlink(missing_ok=True)
 
@@ -152,15 +150,6 @@ class Memory:
         return {int(name[1]): path for path in found if (name := re.fullmatch(r"round-(\d+)\.safetensors", path.name))}
 
 
-def _began_after(path: Path) -> bool:
-    """Whether the silo had taken part in a round before the one that this file is of."""
-    try:
-        with safe_open(path, "numpy") as file:
-            return bool((file.metadata() or {}).get("before") != "0")
-    except (OSError, SafetensorError):
-        return True
-
-
 @contextmanager
 def writing(root: Path) -> Iterator[None]:
     """Write in a memory folder, which is made and marked as one; one process at a time.
@@ -184,9 +173,8 @@ def writing(root: Path) -> Iterator[None]:
 
 def _own(path: Path) -> bool:
     """Whether something in a memory folder is the memory's, by its name; what was cut short as it was written too."""
-    return bool(
-        re.fullmatch(r"[0-9a-f]{16}|\.lock|identity\.pem|\.?(memory|split-[0-9a-f]{16})\.json(-[0-9a-f]+)?", path.name)
-    )
+    written = r"(memory\.json|split-[0-9a-f]{16}\.json|identity\.pem)"
+    return bool(re.fullmatch(rf"[0-9a-f]{{16}}|\.lock|{written}|\.{written}-[0-9a-f]+", path.name))
 
 
 def _digest(name: str) -> str:

@@ -26,10 +26,10 @@ class Outgoing:
     codec_error: float
     """||sent - meant|| / ||meant||, where meant is the update with what the silo still owed; 0 if that is 0."""
     usable: bool
-    """Whether the server can take it: it is finite, and leads to numbers within the wire's bound."""
+    """Whether the server can take it: it is finite, and within the bound of an update."""
 
 
-def written(update: AdapterState, codec: Codec, draw: Draw, remembered: Remembered, received: AdapterState) -> Outgoing:
+def written(update: AdapterState, codec: Codec, draw: Draw, remembered: Remembered) -> Outgoing:
     """Write an update in a codec; with error feedback, together with the residual of earlier rounds.
 
     Args:
@@ -38,7 +38,6 @@ def written(update: AdapterState, codec: Codec, draw: Draw, remembered: Remember
         draw: what rounding is drawn with.
         remembered: the silo's memory before the round. Residuals of tensors that are not in `update` stay in it, and
             all of it stays as it is where the server will refuse the update.
-        received: the adapter that the round started from.
     """
     owed = {name: remembered[RESIDUAL + name] for name in update if codec.feedback and RESIDUAL + name in remembered}
     meant = {name: value + owed[name] if name in owed else value for name, value in update.items()}
@@ -46,10 +45,7 @@ def written(update: AdapterState, codec: Codec, draw: Draw, remembered: Remember
     spec = AdapterSpec.of(meant)
     sent = unflatten(codec.decode(array, spec.size), spec)
     # NaN compares false as well.
-    usable = all(
-        bool((np.abs(received[name] + value if name in received else value) <= manifest.MAX_MAGNITUDE).all())
-        for name, value in sent.items()
-    )
+    usable = all(bool((np.abs(value) <= manifest.MOST_UPDATE).all()) for value in sent.values())
     if codec.lossless or not usable:
         return Outgoing(array, described, remembered, 0.0, usable)
     lost = {name: value - sent[name] for name, value in meant.items()}

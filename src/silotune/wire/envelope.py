@@ -2,7 +2,7 @@
 
     kind       down (server to silo)     up (silo to server)
     hello      job                       who the silo is and how much it holds
-    train      job, round, adapter       what training cost, update
+    train      job, round, adapter,      what training cost, update
     evaluate   job, round, adapter       sums over the held-out rows, whether the adapter is kept
     alone      job, rounds               sums over the held-out rows of a model that no one else sees, what it cost
 
@@ -36,7 +36,7 @@ MAX_REASON = 500
 
 DECLARED: Mapping[tuple[Direction, Kind], Mapping[str, type]] = {
     ("down", "hello"): {"job": str},
-    ("down", "train"): {"job": str, "round": int, "held": str},
+    ("down", "train"): {"job": str, "round": int, "held": str, "counted": int},
     ("down", "evaluate"): {"job": str, "round": int},
     ("down", "alone"): {"job": str, "rounds": int},
     ("up", "hello"): {each.name: cast(type, each.type) for each in fields(Profile)},

@@ -20,6 +20,9 @@ VERSION = 1
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_MAGNITUDE = 2.0**7
 """Largest absolute value of a number that is accepted; also what the exact sum of updates has room for."""
+MOST_ADAPTER = MOST_UPDATE = MAX_MAGNITUDE / 2
+"""Largest absolute values of the adapter, to which the server brings it back, and of an update: a silo that starts from
+the one and adds the other stays within what is accepted, whatever others have sent."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,18 @@ class Manifest:
             if document["version"] != VERSION:
                 raise AdmissionError(f"the manifest is of version {document['version']}, this is version {VERSION}")
             shapes = tuple(
-                (str(name), tuple(_dimension(size) for size in shape)) for name, shape in document["tensors"]
+                (_word(name), tuple(_dimension(size) for size in shape)) for name, shape in document["tensors"]
             )
-            return cls(AdapterSpec(shapes), str(document["codec"]), str(document["sha256"]))
+            return cls(AdapterSpec(shapes), _word(document["codec"]), _word(document["sha256"]))
         except (ValueError, KeyError, TypeError, RecursionError):
             raise AdmissionError("the manifest cannot be read") from None
+
+
+def _word(text: object) -> str:
+    """Text that may be shown and written down: half a surrogate pair, say, has no bytes in UTF-8."""
+    if not isinstance(text, str) or not text.isprintable():
+        raise ValueError("not a word")
+    return text
 
 
 def _dimension(size: object) -> int:

@@ -9,7 +9,8 @@ update (Sai Praneeth Karimireddy et al., "Error Feedback Fixes SignSGD and other
 
 Guarantee. With steps of size s in a block, |x - Q(x)| <= s/2 to the nearest and <= s where it is drawn, and then
 E Q(x) = x but for a float32's own rounding. With u_t a silo's updates and e_t what it keeps, sum_t Q(u_t + e_t-1) =
-sum_t u_t - e_T: nothing is lost over the rounds in which it takes part.
+sum_t u_t - e_T: nothing is lost over the rounds to which its updates count. Blocks of subnormal numbers alone (below
+1.2e-38) are outside of this.
 """
 
 import numpy as np
