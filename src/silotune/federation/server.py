@@ -28,6 +28,7 @@ from silotune.federation.exchange import Answer, Transport, enter_late, exchange
 from silotune.federation.inline import InlineGrid
 from silotune.federation.members import Federation, assemble
 from silotune.federation.metrics import figures, round_line, silo_line
+from silotune.federation.result import required_base
 from silotune.federation.run import RunFolder
 from silotune.model.adapter import AdapterSpec, AdapterState
 from silotune.model.base import public_name
@@ -79,7 +80,7 @@ def opened(
         transport, recipe, run, run_context, spec, method, codecs.find(recipe.wire.codec),
         _job(recipe, run.identity()).model_dump_json(),
         resumed=saved is not None, profiles=profiles,
-        base=recipe.model.fingerprint or next((profile.fingerprint for profile in profiles.values()), None),
+        base=required_base(recipe, next((profile.fingerprint for profile in profiles.values()), None)),
     )  # fmt: skip
     try:
         yield federation
