@@ -222,6 +222,15 @@ def test_weights_that_give_no_norms_are_refused(tiny_base, tmp_path, change, say
     assert base_norms(str(base), LoraSettings()) == {}
 
 
+def test_other_weights_at_the_same_place_have_other_norms(tiny_base, tmp_path):
+    base = changed_base(tiny_base, tmp_path / "base", lambda stored: stored)
+    before, file = base_norms(str(base), DORA), base / "model.safetensors"
+    stored = load_file(file)
+    file.unlink()
+    save_file({name: 2 * weight for name, weight in stored.items()}, file, metadata={"format": "pt"})
+    assert all((norms == 2 * before[name]).all() for name, norms in base_norms(str(base), DORA).items())
+
+
 def test_a_weight_that_is_stored_under_another_name_is_refused(tiny_base, tmp_path):
     def rename(stored):
         return {name.replace("k_proj", "key"): value for name, value in stored.items()}

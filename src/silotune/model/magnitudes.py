@@ -38,23 +38,32 @@ def base_norms(location: str, settings: LoraSettings) -> AdapterState:
         ModelError: the base's weights are not here, are stored under other names or as other numbers than the model's
             layers have, or have a row of zeros, which has no direction.
     """
-    return NO_NORMS if settings.kind != "dora" else _base_norms(location, settings.model_dump_json())
+    if settings.kind != "dora":
+        return NO_NORMS
+    folder = _with_weights(location)
+    return _base_norms(location, settings.model_dump_json(), folder, stored.stamps(folder))
 
 
 @functools.lru_cache(maxsize=1)
-def _base_norms(location: str, settings: str) -> AdapterState:
+def _base_norms(location: str, settings: str, folder: Path, stamps: object) -> AdapterState:
+    del stamps  # other files at the same place are another base
     tuned = lora.attach(base.load_skeleton(location), LoraSettings.model_validate_json(settings))
     tensors = [tensor for tensor in lora.spec_of(tuned).tensors if tensor.role == "magnitude"]
     with ExitStack() as open_files:
-        weights = stored.weights_in(_with_weights(location), open_files)
+        weights = stored.weights_in(folder, open_files)
         return {tensor.name: _norms(tuned, tensor, weights) for tensor in tensors}
 
 
 def _with_weights(location: str) -> Path:
-    """The folder of a base's weights; those of a hub id are fetched if they are not here yet."""
+    """The folder of a base's weights; those of a hub id are fetched first, as transformers fetches them."""
     if not Path(location).is_dir():
-        base.load_model(location, base.Placement("cpu", "float32"))
+        _fetch(location)
     return stored.folder_of(location)
+
+
+@functools.lru_cache(maxsize=1)
+def _fetch(location: str) -> None:
+    base.load_model(location, base.Placement("cpu", "float32"))
 
 
 def _norms(tuned: Any, tensor: TensorSpec, weights: Mapping[str, Callable[[], Any]]) -> NDArray[np.float32]:

@@ -94,6 +94,16 @@ def weights_in(folder: Path, open_files: ExitStack) -> dict[str, Callable[[], An
     return found
 
 
+def stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of each file of weights: what tells them from others that lay there before.
+
+    Raises:
+        ModelError: no weights are found.
+    """
+    found = ((path.name, path.stat()) for path in _files(folder))
+    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in found)
+
+
 def _files(folder: Path) -> list[Path]:
     for name in WEIGHTS:
         path = folder / name
