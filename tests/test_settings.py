@@ -15,6 +15,9 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+DORA = '[lora]\nkind = "dora"\n'
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -94,6 +97,12 @@ def test_refusals_name_the_key_and_the_reason(tmp_path, text, says):
         ('[data.pool]\ntrain = "x"\nlaw = "iid"\nsilos = 3\nalpha = 1.0', '`alpha` and `law = "iid"` do not go together'),
         ('[data.pool]\ntrain = "x"\nlaw = "iid"', 'data.pool: `law = "iid"` needs `silos`'),
         ('[data.pool]\ntrain = "x"\nlaw = "field"', 'data.pool: `law = "field"` needs `field`'),
+        (f'{DORA}[federation]\nalgorithm = "ffa"', 'lora.kind = "dora" and federation.algorithm = "ffa" do not go together'),
+        (f'{DORA}[federation]\nalgorithm = "alternating"\nweights = "uniform"\nrobust = "trimmed"\nminimum = 5',
+         'lora.kind = "dora" and federation.algorithm = "alternating" do not go together'),
+        (f'{DORA}[federation]\ntogether = 2\nengine = "inline"', 'federation.together = 2 and lora.kind = "dora" contradict'),
+        (f"{DORA}[training]\nweight_decay = 0.01", 'training.weight_decay = 0.01 and lora.kind = "dora" do not go together'),
+        (f'{DORA}[model]\ndtype = "nf4"', 'model.dtype = "nf4": lora.kind = "dora" starts at the row norms'),
         ('[data.pool]\ntrain = "x"\nlaw = "iid"\nsilos = 1', "data.pool.silos = 1 and federation.minimum = 2 contradict"),
         ('[data]\nfields = {messages = "m", input = "s"}', "`fields`: input and messages do not go together"),
         ('[data]\nfields = {text = "t", system = "s"}', "`fields`: system and text do not go together"),

@@ -69,9 +69,19 @@ class ModelSettings(Section):
         return value
 
 
+NOT_NF4 = (
+    'lora.kind = "dora" starts at the row norms of the stored weights, and 4-bit ones have others: take "bfloat16", or '
+    'lora.kind = "lora"'
+)
+"""Why DoRA does not go with 4-bit weights."""
+
+
 class LoraSettings(Section):
     """The adapter (Hu et al., LoRA, ICLR 2022, arXiv 2106.09685)."""
 
+    kind: Literal["lora", "dora"] = "lora"
+    """`lora`: the product BA is added to a layer's weights. `dora`: it turns their rows, and a magnitude for each
+    row is trained beside it (Liu et al., DoRA, ICML 2024, arXiv 2402.09353). With `fedavg` and `scaffold`."""
     r: Annotated[int, Field(ge=1, le=1024)] = 8
     """Rank of every factor pair."""
     alpha: Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)] = 16.0
@@ -287,7 +297,7 @@ class TrainingSettings(Section):
     """Whether a silo's AdamW starts each round anew or where its last one ended. Worth trying where a round is a few
     steps."""
     clip: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
-    """Largest norm of a step's gradient over all LoRA factors together."""
+    """Largest norm of a step's gradient over the whole adapter."""
     proximal: Annotated[float, Field(ge=0, le=1e3, allow_inf_nan=False)] = 0.0
     """FedProx (Li et al. 2020, arXiv 1812.06127): mu of a term that holds a silo near the adapter that it received,
     0.001 to 0.01 for rounds of more than one pass over its rows; 0 is plain training."""
@@ -533,6 +543,8 @@ class Recipe(Section):
             raise ValueError(f"federation.together = {federation.together} and lora.dropout = {self.lora.dropout:g} "
                              "contradict each other: what is dropped would be another thing than for each silo alone; "
                              "take together = 1, or no dropout")  # fmt: skip
+        if self.lora.kind == "dora":
+            self._require_dora()
         if federation.silos is not None and federation.silos < federation.minimum:
             raise ValueError(f"federation.silos = {federation.silos} and federation.minimum = {federation.minimum} "
                              "contradict each other: a round would never count")  # fmt: skip
@@ -540,6 +552,24 @@ class Recipe(Section):
             raise ValueError(f"data.pool.silos = {pool.silos} and federation.minimum = {federation.minimum} "
                              "contradict each other: a round would never count")  # fmt: skip
         return self
+
+    def _require_dora(self) -> None:
+        """Refuse what goes with LoRA and not with DoRA."""
+        federation = self.federation
+        if federation.algorithm in ("ffa", "alternating"):
+            raise ValueError(f"lora.kind = \"dora\" and federation.algorithm = \"{federation.algorithm}\" do not go "
+                             "together: that method is for an exact mean of the products BA, and DoRA's rows are "
+                             "divided by norms that depend on BA; take \"fedavg\" or \"scaffold\"")  # fmt: skip
+        if federation.together > 1:
+            raise ValueError(f"federation.together = {federation.together} and lora.kind = \"dora\" contradict each "
+                             "other: each silo's rows have norms of their own, so one pass saves nothing; take "
+                             "together = 1")  # fmt: skip
+        if self.training.weight_decay:
+            raise ValueError(f"training.weight_decay = {self.training.weight_decay:g} and lora.kind = \"dora\" do not "
+                             "go together: a magnitude that decays to 0 takes the base's weights with it; take "
+                             "weight_decay = 0")  # fmt: skip
+        if self.model.dtype == "nf4":
+            raise ValueError(f'model.dtype = "nf4": {NOT_NF4}')
 
 
 class Job(Section):

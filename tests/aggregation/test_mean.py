@@ -5,7 +5,7 @@ import pytest
 
 from silotune.aggregation import error as error_module
 from silotune.aggregation.interface import Cohort, Contribution, Round, collect
-from silotune.aggregation.mean import plain
+from silotune.aggregation.mean import averaged, plain
 from silotune.algorithms.interface import ServerState
 from silotune.algorithms.server_optimizers import optimizer_of
 from silotune.model.adapter import AdapterSpec, initial_adapter
@@ -110,3 +110,19 @@ def test_an_error_too_large_to_be_summed_is_unknown_and_stops_nothing(monkeypatc
     mean = {name: sum(w / 4 * u[name] for w, u in zip([1, 2, 1], updates, strict=True)) for name in after.adapter}
     assert all(np.allclose(after.adapter[name], state.adapter[name] + mean[name], rtol=1e-6) for name in mean)
     assert np.isfinite(go(state, [drift(0), drift(1)], [1, 1])[0].e_agg)
+
+
+@pytest.mark.parametrize("kept", [error_module.KEEP_BYTES, 0])
+def test_with_magnitudes_the_mean_is_that_of_each_tensor_and_its_error_is_unknown(monkeypatch, kept):
+    monkeypatch.setattr(error_module, "KEEP_BYTES", kept)
+    spec = AdapterSpec.of({"m.lora_A.weight": (2, 5), "m.lora_B.weight": (4, 2), "m.lora_magnitude_vector": (4,)})
+    updates = [
+        {name: np.random.default_rng(seed).normal(size=shape).astype(np.float32) for name, shape in spec.shapes}
+        for seed in range(2)
+    ]
+    cohort = Cohort({"s0": 3, "s1": 1})
+    found = [Contribution(f"s{i}", update, 3 - 2 * i) for i, update in enumerate(updates)]
+    aggregate = averaged(Round(initial_adapter(spec, 0), spec.names, cohort), found)
+    assert aggregate.e_agg is None
+    for name in spec.names:
+        assert np.allclose(aggregate.update[name], 0.75 * updates[0][name] + 0.25 * updates[1][name], atol=1e-6)

@@ -32,6 +32,9 @@ class ErrorMeter:
     ||Psi^T M Omega||_F^2 has mean ||M||_F^2 and a relative standard deviation of at most about 36 % (M of rank one;
     less for others), so the reported ratio is within some 18 %. There it is unknown (None) once a product seen that
     way is too large to be summed exactly: factors have run away, and a diagnosis must not end the run.
+
+    Unknown as well for adapters with magnitudes: DoRA divides by the norms of W + s B A, so what its mean leaves out
+    depends on all weights of the base, and neither the factors nor their products say it.
     """
 
     def __init__(self, round_: Round) -> None:
@@ -39,11 +42,11 @@ class ErrorMeter:
         spec, cohort = AdapterSpec.of(round_.adapter), round_.cohort
         self._start = round_.adapter
         self._pairs = list(spec.pairs())
-        self._kept: dict[str, Contribution] | None = (
-            {} if round_.payload.size * 4 * len(cohort.weights) <= KEEP_BYTES else None
-        )
+        products = not spec.with_role("magnitude")
+        small = round_.payload.size * 4 * len(cohort.weights) <= KEEP_BYTES
+        self._kept: dict[str, Contribution] | None = {} if products and small else None
         size = len(self._pairs) * PROBES**2
-        self._seen = ExactMean(size, cohort.total) if self._kept is None else None
+        self._seen = ExactMean(size, cohort.total) if products and not small else None
 
     def add(self, contribution: Contribution) -> None:
         """Take a contribution into account."""

@@ -10,6 +10,7 @@ whatever the number of silos.
 | all updates are zero          | zeros; e_agg 0                              |
 | a number not finite           | ValueError; admission has refused it before |
 | runaway factors, large cohort | e_agg is None: not known                    |
+| adapters with magnitudes      | e_agg is None: not known                    |
 """
 
 from collections.abc import Generator, Iterable, Iterator

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from silotune.algorithms.interface import Method
 from silotune.errors import ModelError
 from silotune.model.adapter import AdapterSpec, initial_adapter
+from silotune.model.algebra import ordered_sums
 
 SCALE = 1 / np.sqrt(3.0)
 """Length of a row of A. The entries that PEFT draws are uniform in +-1/sqrt(d_in), which have variance 1 / (3 d_in)."""
@@ -48,28 +49,16 @@ def start(spec: AdapterSpec, seed: int) -> Mapping[str, NDArray[np.float32]]:
 def orthonormal_rows(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """Gram-Schmidt on the rows of a matrix (r, n) of full rank, r <= n, each row twice.
 
-    A QR of LAPACK's would round otherwise on another processor. Here every sum is taken in an order that is written
-    down (`_sums`), so that IEEE's rules alone decide each bit.
+    A QR of LAPACK's would round otherwise on another processor; so every sum is an `ordered_sums`.
     """
     rows = np.zeros_like(matrix)
     for number, row in enumerate(matrix):
         done = rows[:number]
         for _ in range(2):  # twice is enough: Giraud, Langou, Rozložník, van den Eshof, Numer. Math. 101 (2005)
-            for share, before in zip(_sums(done * row), done, strict=True):
+            for share, before in zip(ordered_sums(done * row), done, strict=True):
                 row = row - share * before
-        rows[number] = row / np.sqrt(_sums(row[None] * row[None]))
+        rows[number] = row / np.sqrt(ordered_sums(row[None] * row[None]))
     return rows
-
-
-def _sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The sums of the rows of a matrix, halves added until one number of each is left."""
-    size = 1 << (values.shape[1] - 1).bit_length()
-    padded = np.zeros((len(values), size))
-    padded[:, : values.shape[1]] = values
-    while size > 1:
-        size //= 2
-        padded = padded[:, :size] + padded[:, size:]
-    return padded[:, 0]
 
 
 def trainable(spec: AdapterSpec, round_: int) -> frozenset[str]:

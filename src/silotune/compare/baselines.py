@@ -91,13 +91,14 @@ def _numbers(context: ComparisonContext) -> list[str]:
 
 def put(context: ComparisonContext, model: Model) -> None:
     """Have a model's adapter lie in the resident base."""
+    resident = context.resident
+    adapter: AdapterState
     if model.adapter is not None:
-        adapter: AdapterState = lora.load(
-            model.adapter, context.resident.spec, context.recipe.lora, published_name(context.recipe.model.base)
-        )
+        name = published_name(context.recipe.model.base)
+        adapter = lora.load(model.adapter, resident.spec, context.recipe.lora, name, resident.norms)
     else:
-        adapter = initial_adapter(context.resident.spec, derive(model.seed, "adapter"))
-    lora.put(context.resident.model, adapter)
+        adapter = initial_adapter(resident.spec, derive(model.seed, "adapter"))
+    lora.put(resident.model, adapter)
 
 
 # ----------------------------------------------------------------------------------------- models that are trained

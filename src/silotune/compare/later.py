@@ -89,7 +89,7 @@ def evaluate(
         spec = resident.spec
         tuned = model == "federated"
         name = published_name(recipe.model.base)
-        adapter = lora.load(run.adapter, spec, recipe.lora, name) if tuned else initial_adapter(spec, 0)
+        adapter = lora.load(run.adapter, spec, recipe.lora, name, resident.norms) if tuned else initial_adapter(spec, 0)
         lora.put(resident.model, adapter)
         found = scorer.scored(model)
         labels = offered.labels if offered else ()

@@ -272,7 +272,8 @@ def _join(federation: Federation, node: int, profile: Profile) -> None:
     if profile.fingerprint != federation.base:
         holders = sorted(other.silo for other in federation.profiles.values() if other.fingerprint == federation.base)
         pinned = federation.recipe.model.fingerprint is not None
-        whose = "of model.fingerprint" if pinned else f"that {', '.join(map(repr, holders[:3]))} hold"
+        others = f"that {', '.join(map(repr, holders[:3]))} hold" if holders else "that the server holds"
+        whose = "of model.fingerprint" if pinned else others
         raise AdmissionError(f"its base model is not the one {whose}")
     federation.profiles[profile.silo] = profile
     federation.members[node] = profile.silo

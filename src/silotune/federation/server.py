@@ -27,6 +27,7 @@ from silotune.federation.exchange import Transport, enter_late
 from silotune.federation.inline import InlineGrid
 from silotune.federation.members import Federation, assemble
 from silotune.federation.metrics import round_line
+from silotune.federation.result import required_base
 from silotune.federation.run import RunFolder
 from silotune.federation.updates import contributions, controls
 from silotune.model.adapter import AdapterSpec
@@ -77,7 +78,7 @@ def opened(
         transport, recipe, run, run_context, spec, method, codecs.find(recipe.wire.codec),
         _job(recipe, run.identity()).model_dump_json(),
         resumed=saved is not None, profiles=profiles, counted=dict(saved.counted) if saved else {},
-        base=recipe.model.fingerprint or next((profile.fingerprint for profile in profiles.values()), None),
+        base=required_base(recipe, next((profile.fingerprint for profile in profiles.values()), None)),
     )  # fmt: skip
     try:
         yield federation

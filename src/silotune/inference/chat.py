@@ -77,7 +77,8 @@ def of(folder: RunFolder, adapter: AdapterState | None = None) -> Chat:
     recipe = folder.recipe()
     resident = tuner(recipe.model.base, recipe.lora, place(recipe.model.device, recipe.model.dtype))
     if adapter is None:
-        adapter = lora.load(folder.adapter, resident.spec, recipe.lora, published_name(recipe.model.base))
+        name = published_name(recipe.model.base)
+        adapter = lora.load(folder.adapter, resident.spec, recipe.lora, name, resident.norms)
     elif fault := fault_of(adapter, resident.spec):
         raise RunError(f"{folder.path}: the saved adapter cannot be used: {fault}.")
     return Chat(resident, adapter, recipe.data.system)

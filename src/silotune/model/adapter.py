@@ -1,7 +1,12 @@
 """An adapter outside a model: named float32 arrays, one flat vector, and the file that PEFT loads.
 
 Names are those of PEFT's own file, for example `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`
-with shape (r, d_in), and `...lora_B.weight` with shape (d_out, r).
+with shape (r, d_in), and `...lora_B.weight` with shape (d_out, r). DoRA has `...lora_magnitude_vector` too, (d_out,).
+
+PEFT's file holds whole magnitudes, which are about the norms of the base's rows. Outside that file and PEFT's model, an
+adapter holds by how much they differ from those norms (`relative`, `absolute`). So an adapter of zeros but for A is the
+base, whatever the base is; what travels is small and rounds as finely as the factors; and no message depends on how a
+machine has summed a norm.
 """
 
 import functools
@@ -15,9 +20,13 @@ from numpy.typing import NDArray
 
 AdapterState = Mapping[str, NDArray[np.float32]]
 
-Role = Literal["A", "B"]
-"""What a tensor is to its module: the factor that narrows, or the one that widens again."""
-SUFFIXES: Mapping[Role, str] = {"A": ".lora_A.weight", "B": ".lora_B.weight"}
+Role = Literal["A", "B", "magnitude"]
+"""What a tensor is to its module: the factor that narrows, the one that widens again, or DoRA's lengths of rows."""
+SUFFIXES: Mapping[Role, str] = {
+    "A": ".lora_A.weight",
+    "B": ".lora_B.weight",
+    "magnitude": ".lora_magnitude_vector",
+}
 """What PEFT's names end with."""
 
 
@@ -123,6 +132,38 @@ class AdapterSpec:
 
 NO_TENSORS = AdapterSpec(())
 """The specification of an adapter without tensors."""
+NO_NORMS: AdapterState = {}
+"""The row norms that an adapter without magnitudes is relative to."""
+
+
+def absolute(adapter: AdapterState, norms: AdapterState) -> AdapterState:
+    """An adapter as PEFT's file has it: to its magnitudes the norms of the base's rows are added.
+
+    Args:
+        adapter: with its magnitudes relative to the norms.
+        norms: by the magnitudes' names, float32 (d_out,) each (`model.magnitudes.base_norms`).
+
+    Raises:
+        ValueError: there is not one vector of norms for each magnitude.
+    """
+    _require_norms(adapter, norms)
+    return {name: value + norms[name] if name in norms else value for name, value in adapter.items()}
+
+
+def relative(adapter: AdapterState, norms: AdapterState) -> AdapterState:
+    """The inverse of `absolute`, to the bit where a magnitude is between half and twice its norm (Sterbenz).
+
+    Raises:
+        ValueError: there is not one vector of norms for each magnitude.
+    """
+    _require_norms(adapter, norms)
+    return {name: value - norms[name] if name in norms else value for name, value in adapter.items()}
+
+
+def _require_norms(adapter: AdapterState, norms: AdapterState) -> None:
+    magnitudes = {name for name in adapter if name.endswith(SUFFIXES["magnitude"])}
+    if magnitudes != norms.keys():
+        raise ValueError(f"{len(magnitudes)} magnitudes, and norms of {len(norms)} weights that are not theirs")
 
 
 def fault_of(adapter: AdapterState, spec: AdapterSpec) -> str:
@@ -156,7 +197,7 @@ def unflatten(vector: NDArray[np.float32], spec: AdapterSpec) -> dict[str, NDArr
 
 
 def initial_adapter(spec: AdapterSpec, seed: int) -> dict[str, NDArray[np.float32]]:
-    """A new adapter that changes nothing: B = 0, A uniform in +-1/sqrt(d_in) as PEFT draws it.
+    """A new adapter that changes nothing: A uniform in +-1/sqrt(d_in) as PEFT draws it, all else 0.
 
     Drawn with NumPy's Philox generator from the seed and each array's name, so every machine gets the same bits
     and no weight of the base is needed.

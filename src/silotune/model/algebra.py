@@ -14,6 +14,20 @@ from silotune.model.adapter import AdapterSpec, AdapterState
 Matrix = NDArray[np.float64]
 
 
+def ordered_sums(values: Matrix) -> Matrix:
+    """Sums of the rows of a matrix (rows, n), to the same bits on every machine: halves are added until one is left.
+
+    A library's own sum takes another order on another processor. Here IEEE's rules alone decide each bit.
+    """
+    size = 1 << (values.shape[1] - 1).bit_length()
+    padded = np.zeros((len(values), size))
+    padded[:, : values.shape[1]] = values
+    while size > 1:
+        size //= 2
+        padded = padded[:, :size] + padded[:, size:]
+    return padded[:, 0]
+
+
 def squared_norm(terms: Sequence[tuple[float, Matrix, Matrix]]) -> float:
     """||sum_i c_i B_i A_i||_F^2 for terms (c_i, B_i, A_i).
 

@@ -1,4 +1,9 @@
-"""LoRA on a base model through PEFT: attaching, swapping by copy, and PEFT's own file."""
+"""LoRA and DoRA on a base model through PEFT: attaching, swapping by copy, and PEFT's own file.
+
+LoRA adds s B A to a weight W (d_out, d_in). DoRA takes the sum's direction, row by row, and a magnitude m of its own:
+W' = m (W + s B A) / ||W + s B A||, with norms over rows of d_in numbers, which gradients take for constants. Shih-Yang
+Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", ICML 2024, arXiv 2402.09353. m starts at ||W||: then W' = W.
+"""
 
 import json
 import warnings
@@ -12,7 +17,7 @@ from numpy.typing import NDArray
 
 from silotune.atomic import tensor_errors
 from silotune.errors import ModelError
-from silotune.model.adapter import AdapterSpec, AdapterState, fault_of, parsed_name
+from silotune.model.adapter import NO_NORMS, AdapterSpec, AdapterState, absolute, fault_of, parsed_name, relative
 from silotune.model.targets import last_part, target_modules
 from silotune.settings import LoraSettings
 
@@ -32,6 +37,7 @@ def _config(settings: LoraSettings, names: list[str], conv1d: bool = False) -> A
         lora_alpha=settings.alpha if settings.alpha != int(settings.alpha) else int(settings.alpha),
         lora_dropout=settings.dropout,
         use_rslora=settings.rslora,
+        use_dora=settings.kind == "dora",
         target_modules=names,
         fan_in_fan_out=conv1d,
     )
@@ -50,24 +56,32 @@ def _conv1d(model: Any, name: str) -> bool:
     return isinstance(model.get_submodule(name), Conv1D)
 
 
-def attach(model: Any, settings: LoraSettings) -> Any:
-    """Put LoRA factors on a base model, in place, and return PEFT's model around it.
+def attach(model: Any, settings: LoraSettings, norms: AdapterState = NO_NORMS) -> Any:
+    """Put an adapter on a base model, in place, and return PEFT's model around it.
 
-    Factors are float32 whatever the base is. On a skeleton (meta device) they have shapes only.
+    Its tensors are float32 whatever the base is. On a skeleton (meta device) they have shapes only.
+
+    Args:
+        model: the base.
+        settings: of the adapter.
+        norms: where DoRA's magnitudes start (`magnitudes.base_norms`); a skeleton needs none.
 
     Raises:
-        ModelError: the settings do not fit the model, or PEFT refuses it.
+        ModelError: the settings do not fit the model, PEFT refuses it, or the norms are not those of its weights.
     """
     import peft
 
-    config = peft_config(model, settings)
+    config, on_meta = peft_config(model, settings), _on_meta(model)
     with warnings.catch_warnings():
         # PEFT reads an attribute that transformers renames, and warns of Conv1D layers though fan_in_fan_out is set.
         warnings.filterwarnings("ignore", message=".*(is_gradient_checkpointing|fan_in_fan_out).*")
         try:
-            return peft.get_peft_model(model, config, autocast_adapter_dtype=True, low_cpu_mem_usage=_on_meta(model))
+            tuned = peft.get_peft_model(model, config, autocast_adapter_dtype=True, low_cpu_mem_usage=on_meta)
         except ValueError as error:
             raise ModelError(f"lora.targets: PEFT cannot adapt that ({str(error).splitlines()[0]}).") from None
+    if not on_meta:
+        _start_magnitudes(tuned, norms)
+    return tuned
 
 
 def _on_meta(model: Any) -> bool:
@@ -81,10 +95,43 @@ def layers(tuned: Any) -> dict[str, Any]:
     return {name: module for name, module in tuned.named_modules() if isinstance(module, LoraLayer)}
 
 
+SAME_NORM = 0.03
+"""A norm of a stored weight and that of the loaded one differ by at most this share: bfloat16 rounds to 8 bits."""
+
+
+def _start_magnitudes(tuned: Any, norms: AdapterState) -> None:
+    """Set magnitudes to the norms of the stored rows, to the same bits whatever numbers the base is computed in.
+
+    Raises:
+        ModelError: they are not what PEFT has computed from the loaded weights.
+        ValueError: there is not one vector of norms for each magnitude.
+    """
+    import torch
+
+    magnitudes = {tensor.name for tensor in spec_of(tuned).tensors if tensor.role == "magnitude"}
+    if magnitudes != norms.keys():
+        raise ValueError(f"norms of {len(norms)} weights, and {len(magnitudes)} magnitudes")
+    tuned.base_norms, tensors = norms, factors(tuned)
+    for name in sorted(magnitudes):
+        tensor, norm = tensors[name], torch.from_numpy(norms[name].copy()).to(tensors[name].device)
+        if not bool(((tensor - norm).abs() <= SAME_NORM * norm).all()):
+            raise ModelError(
+                f'lora.kind = "dora": {name}: the rows of the loaded weight have other norms than those of the stored '
+                'one; the model makes something else of it. Take lora.kind = "lora".'
+            )
+        tensor.data.copy_(norm)
+
+
 def factors(tuned: Any) -> dict[str, Any]:
     """The adapter's tensors in PEFT's model by the names of PEFT's file, sorted; they are the tensors themselves."""
-    named = {name.replace(".default.weight", ".weight"): parameter for name, parameter in tuned.named_parameters()}
+    named = {_name_in_file(name): parameter for name, parameter in tuned.named_parameters()}
     return {name: named[name] for name in sorted(named) if parsed_name(name)}
+
+
+def _name_in_file(name: str) -> str:
+    """The name in PEFT's file of a parameter of PEFT's model; a magnitude's has no `.weight` at its end."""
+    module = name.removesuffix(".default.weight")
+    return module if module.endswith(".lora_magnitude_vector") else name.replace(".default.weight", ".weight")
 
 
 @contextmanager
@@ -112,16 +159,19 @@ def put(tuned: Any, adapter: AdapterState) -> None:
     tensors = factors(tuned)
     if set(tensors) != set(adapter):
         raise ValueError("the adapter's names are not those of the model")
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != adapter[name].shape:
+            raise ValueError(f"{name}: shape {adapter[name].shape}, the model has {tuple(tensor.shape)}")
+    whole = absolute(adapter, tuned.base_norms)
     with torch.no_grad():
         for name, tensor in tensors.items():
-            if tuple(tensor.shape) != adapter[name].shape:
-                raise ValueError(f"{name}: shape {adapter[name].shape}, the model has {tuple(tensor.shape)}")
-            tensor.copy_(torch.from_numpy(np.array(adapter[name], np.float32)))
+            tensor.copy_(torch.from_numpy(np.array(whole[name], np.float32)))
 
 
 def take(tuned: Any) -> dict[str, NDArray[np.float32]]:
     """Copy the adapter out of the model, as float32 on the CPU."""
-    return {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in factors(tuned).items()}
+    whole = {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in factors(tuned).items()}
+    return dict(relative(whole, tuned.base_norms))
 
 
 def merged(tuned: Any) -> Any:
@@ -136,18 +186,19 @@ def merged(tuned: Any) -> Any:
         raise ModelError(f"the adapter cannot be merged ({str(error).splitlines()[0]}).") from None
 
 
-def save(adapter: AdapterState, config: Any, folder: Path, base: str) -> None:
+def save(adapter: AdapterState, config: Any, folder: Path, base: str, norms: AdapterState = NO_NORMS) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json`, as PEFT itself would.
 
     Args:
-        adapter: the factors by PEFT's names.
+        adapter: its tensors by PEFT's names.
         config: from `peft_config`.
         folder: exists already.
         base: what `base_model_name_or_path` says.
+        norms: that its magnitudes are relative to.
     """
     from safetensors.numpy import save_file
 
-    whole = {name: np.ascontiguousarray(value) for name, value in adapter.items()}
+    whole = {name: np.ascontiguousarray(value) for name, value in absolute(adapter, norms).items()}
     with tensor_errors():
         save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config.base_model_name_or_path = base
@@ -156,14 +207,17 @@ def save(adapter: AdapterState, config: Any, folder: Path, base: str) -> None:
     config.save_pretrained(str(folder))
 
 
-def load(folder: Path, spec: AdapterSpec, settings: LoraSettings, base: str) -> dict[str, NDArray[np.float32]]:
-    """Read the factors of an adapter folder, if they are those of a base with these settings.
+def load(
+    folder: Path, spec: AdapterSpec, settings: LoraSettings, base: str, norms: AdapterState = NO_NORMS
+) -> AdapterState:
+    """Read the tensors of an adapter folder, if they are those of a base with these settings.
 
     Args:
         folder: as `save` wrote it.
         spec: names and shapes that the base has places for.
         settings: of the adapter.
         base: as `save` was told it.
+        norms: that its magnitudes are made relative to.
 
     Raises:
         ModelError: a file is not there or not whole, or the adapter is another one, or not finite.
@@ -173,7 +227,7 @@ def load(folder: Path, spec: AdapterSpec, settings: LoraSettings, base: str) -> 
     adapter = _factors_in(path, spec)
     if fault := fault_of(adapter, spec):
         raise ModelError(f"{path}: {fault}. {AGAIN}")
-    return adapter
+    return relative(adapter, norms)
 
 
 AGAIN = "Put back the adapter that the run wrote, or train again."
@@ -221,7 +275,7 @@ def _require_config(path: Path, spec: AdapterSpec, settings: LoraSettings, base:
             raise ModelError(f"{path}: {key[:40]} is {found!r:.40}, the run was made with {value!r:.40}. {AGAIN}")
 
 
-ESSENTIAL = {"peft_type", "r", "lora_alpha", "use_rslora", "bias", "task_type"}
+ESSENTIAL = {"peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "bias", "task_type"}
 """Keys that must be there."""
 
 

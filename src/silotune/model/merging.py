@@ -8,6 +8,7 @@ from typing import Any
 from silotune.errors import ModelError
 from silotune.model import base, lora, probing
 from silotune.model.adapter import AdapterState
+from silotune.model.magnitudes import base_norms
 from silotune.model.stopping import stopping
 from silotune.settings import LoraSettings
 
@@ -44,7 +45,7 @@ def write_merged(location: str, settings: LoraSettings, adapter: AdapterState, f
     Args:
         location: of the base, as `base.locate` gives it.
         settings: of the adapter.
-        adapter: its factors, as `lora.load` checks them.
+        adapter: as `lora.load` checks it.
         folder: exists already.
 
     Returns:
@@ -53,7 +54,7 @@ def write_merged(location: str, settings: LoraSettings, adapter: AdapterState, f
     Raises:
         ModelError: the logits are not the same.
     """
-    tuned = lora.attach(base.load_model(location, HERE), settings)
+    tuned = lora.attach(base.load_model(location, HERE), settings, base_norms(location, settings))
     lora.put(tuned, adapter)
     expected = probing.logits(tuned.get_base_model())
     with tuned.disable_adapter():

@@ -3,8 +3,9 @@
 A base in bfloat16 carries float32 factors, so that no step of the optimizer is rounded away. PEFT would bring a layer's
 input up to the factors' float32, where the products miss the tensor cores. Here each adapted layer computes under
 torch's autocast (Micikevicius et al., "Mixed Precision Training", ICLR 2018, arXiv 1710.03740): the factors are rounded
-for a product, their gradients come back in float32, and factors, moments and what travels stay float32. bfloat16
-has the range of float32, so no loss is scaled. A base in float32, and every base on a CPU, is left as it is.
+for a product, their gradients come back in float32, and factors, moments and what travels stay float32. bfloat16 has
+the range of float32, so no loss is scaled. A base in float32, and every base on a CPU, is left as it is; so is DoRA,
+whose norms of whole rows are not to be rounded.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def working_dtype(layer: Any) -> "torch.dtype | None":
     import torch
 
     weight = layer.base_layer.weight
-    if weight.device.type not in DEVICES or weight.dtype == torch.float32:
+    if weight.device.type not in DEVICES or weight.dtype == torch.float32 or layer.lora_variant:
         return None
     return torch.bfloat16  # a base in four bits computes in it too
 

@@ -1,7 +1,8 @@
 """Several adapters on one base at once: of a batch's rows, each part goes through an adapter of its own.
 
 For the rows x_k of adapter k, a layer gives x_k W^T + s (x_k A_k^T) B_k^T. The first product is one for all rows; the
-other two are products of stacks, (k, rows x tokens, width) with (k, width, r) and then (k, r, width).
+other two are products of stacks, (k, rows x tokens, width) with (k, width, r) and then (k, r, width). DoRA has no such
+form: the norms of W + s B_k A_k are another matrix for each adapter.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -40,7 +41,12 @@ def stacked(tuned: Any, adapters: Sequence[Factors]) -> Iterator[None]:
 
     What goes through the model has rows in as many equal parts, one after another, as there are adapters. Gradients
     flow into those of the adapters' tensors that want one. Dropout of the adapter is not applied.
+
+    Raises:
+        ValueError: the adapters have magnitudes.
     """
+    if tuned.base_norms:
+        raise ValueError("adapters with magnitudes cannot be stacked")
     layers = lora.layers(tuned)
     own = {name: layer.forward for name, layer in layers.items()}
     for name, layer in layers.items():

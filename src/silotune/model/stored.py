@@ -4,9 +4,10 @@ Both are read from the files and not from the loaded model, so they are the same
 bfloat16 or 4 bits, and however the weights are split over files.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +46,11 @@ def describe(location: str, tokenizer: Any) -> Stored:
     Raises:
         ModelError: no weights are found, or a file cannot be read.
     """
-    folder = _folder(location)
+    folder = folder_of(location)
     digest = hashlib.sha256(json.dumps(_configuration(folder), sort_keys=True).encode())
     size = 0
     with ExitStack() as open_files:
-        weights = dict(_weights(folder, open_files))
+        weights = weights_in(folder, open_files)
         for name in sorted(weights):
             weight = weights[name]()
             size += weight.nbytes
@@ -59,7 +60,8 @@ def describe(location: str, tokenizer: Any) -> Stored:
     return Stored(digest.hexdigest()[:32], size)
 
 
-def _folder(location: str) -> Path:
+def folder_of(location: str) -> Path:
+    """The folder of a base's files: the location itself, or where the hub's cache has it."""
     if Path(location).is_dir():
         return Path(location)
     from transformers.utils import cached_file
@@ -77,14 +79,29 @@ def _configuration(folder: Path) -> dict[str, Any]:
     }
 
 
-def _weights(folder: Path, open_files: ExitStack) -> Iterator[tuple[str, Any]]:
-    """Yield (name, function that returns the tensor) for all weights, none of them read yet where that can be."""
+def weights_in(folder: Path, open_files: ExitStack) -> dict[str, Callable[[], Any]]:
+    """Functions that read the weights of a folder, one tensor each, by the names under which they are stored.
+
+    Raises:
+        ModelError: no weights are found.
+    """
     from safetensors import safe_open
 
+    found: dict[str, Callable[[], Any]] = {}
     for path in _files(folder):
         shard = open_files.enter_context(safe_open(path, framework="pt"))
-        for name in shard.keys():  # noqa: SIM118 - it is no mapping
-            yield name, lambda shard=shard, name=name: shard.get_tensor(name)
+        found |= {name: functools.partial(shard.get_tensor, name) for name in shard.keys()}  # noqa: SIM118
+    return found
+
+
+def stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of each file of weights: what tells them from others that lay there before.
+
+    Raises:
+        ModelError: no weights are found.
+    """
+    found = ((path.name, path.stat()) for path in _files(folder))
+    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in found)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -6,21 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
+from silotune.errors import ModelError
 from silotune.model import base as base_model
 from silotune.model import lora, precision
-from silotune.model.adapter import AdapterSpec
+from silotune.model.adapter import AdapterSpec, AdapterState
+from silotune.model.magnitudes import base_norms
 from silotune.model.stored import describe
-from silotune.settings import LoraSettings
+from silotune.settings import NOT_NF4, LoraSettings
 
 
 @dataclass(frozen=True)
 class Tuner:
-    """A base model with LoRA factors that are exchanged by copying."""
+    """A base model with an adapter that is exchanged by copying."""
 
     model: Any
     """PEFT's model."""
     tokenizer: Any
     spec: AdapterSpec
+    norms: AdapterState
+    """Of the base's rows, by the names of the magnitudes (`magnitudes.base_norms`)."""
     fingerprint: str
     """Fingerprint of the stored base, independent of the dtype it is computed in."""
     base_bytes: int
@@ -74,10 +78,12 @@ def release() -> None:
 
 
 def _load(base: str, settings: LoraSettings, placement: base_model.Placement) -> Tuner:
+    if settings.kind == "dora" and placement.dtype == "nf4":
+        raise ModelError(f'model.dtype = "nf4": {NOT_NF4}.')
     location = base_model.locate(base)
     tokenizer = base_model.load_tokenizer(location)
     model = base_model.load_model(location, placement)
-    stored = describe(location, tokenizer)
-    tuned = lora.attach(model, settings)
+    stored, norms = describe(location, tokenizer), base_norms(location, settings)
+    tuned = lora.attach(model, settings, norms)
     precision.mix(tuned)
-    return Tuner(tuned, tokenizer, lora.spec_of(tuned), stored.fingerprint, stored.bytes, placement.device)
+    return Tuner(tuned, tokenizer, lora.spec_of(tuned), norms, stored.fingerprint, stored.bytes, placement.device)

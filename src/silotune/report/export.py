@@ -14,6 +14,7 @@ from silotune.federation.result import adapter_spec
 from silotune.federation.run import RunFolder
 from silotune.model import base, lora, merging, to_gguf
 from silotune.model.adapter import AdapterState
+from silotune.model.magnitudes import base_norms
 from silotune.model.merging import Checked
 from silotune.report import card
 from silotune.report.card import Form
@@ -72,7 +73,9 @@ def _new_folder(target: Path) -> Iterator[Path]:
 def _read(run: RunFolder) -> AdapterState:
     """The run's adapter, if it is one of its base and settings."""
     recipe = run.recipe()
-    return lora.load(run.adapter, adapter_spec(recipe), recipe.lora, base.published_name(recipe.model.base))
+    norms = base_norms(base.locate(recipe.model.base), recipe.lora)
+    name = base.published_name(recipe.model.base)
+    return lora.load(run.adapter, adapter_spec(recipe), recipe.lora, name, norms)
 
 
 def _adapter(run: RunFolder, folder: Path) -> None:
