@@ -213,19 +213,10 @@ class _ChatEncoder:
             return []
         # An ending of so many tokens is too long itself, so it is cut as its whole text would be.
         short = endings(self.template.tokenizer, turns, self.max_length + 1)
-        found = []
-        for rendering in self.renderings(row, short):
-            here = {span.turn for span in rendering.spans}
-            last = rendering.spans[-1].turn
-
-            def only_here(some: Sequence[Turn], here: set[int] = here, last: int = last) -> tuple[Turn, ...]:
-                return tuple(
-                    replace(turn, learned=False) if turn.role == "assistant" and number not in here else turn
-                    for number, turn in enumerate(some[: last + 1])
-                )
-
-            found.append(_Job(index, only_here(turns), draft(only_here(short)), rendering))
-        return found
+        renderings = self.renderings(row, short)
+        if len(renderings) == 1:  # it holds all answers
+            return [_Job(index, turns, draft(short), renderings[0])]
+        return [_Job(index, _only(turns, each), draft(_only(short, each)), each) for each in renderings]
 
     def renderings(self, row: Row, turns: Sequence[Turn]) -> list[Rendering]:
         try:
@@ -302,6 +293,15 @@ class _ChatEncoder:
             answered = np.append(answered, True)
         job.example = Example(ids, answered, thoughts_dropped=job.rendering.thoughts_dropped)
         job.ends = {span.turn: last for span, (_, last) in zip(job.rendering.spans, places, strict=True)}
+
+
+def _only(turns: Sequence[Turn], rendering: Rendering) -> tuple[Turn, ...]:
+    """The turns up to the last answer of a rendering, of which no others are marked as learned."""
+    here = {span.turn for span in rendering.spans}
+    return tuple(
+        replace(turn, learned=False) if turn.role == "assistant" and number not in here else turn
+        for number, turn in enumerate(turns[: rendering.spans[-1].turn + 1])
+    )
 
 
 def _spelling_for(template: ChatTemplate, turns: Sequence[Turn], tools: str | None) -> Spelling | None:
