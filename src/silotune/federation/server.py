@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
+from typing import cast
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -27,7 +27,7 @@ from silotune.federation.events import RunContext
 from silotune.federation.exchange import Answer, Transport, enter_late, exchange
 from silotune.federation.inline import InlineGrid
 from silotune.federation.members import Federation, assemble
-from silotune.federation.metrics import figures, round_line, silo_line
+from silotune.federation.metrics import Evaluation, SiloLine, TrainFigures, figures, round_line, silo_line
 from silotune.federation.run import RunFolder
 from silotune.model.adapter import AdapterSpec, AdapterState
 from silotune.model.base import public_name
@@ -184,7 +184,7 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
             federation.clipped.add(name)
             federation.tell("remark", text=f"silo {name} declares a weight of {declared[name]}; it counts as {weight}, "
                                            f"for federation.max_share is {settings.max_share:g}")  # fmt: skip
-    lines: dict[str, dict[str, Any]] = {}
+    lines: dict[str, SiloLine] = {}
     trainable, beside = federation.method.trainable(federation.spec, round_), federation.method.beside(federation.spec)
     started = Round(state.adapter, trainable, cohort, beside)
 
@@ -272,7 +272,7 @@ def _diverged(reason: str) -> bool:
 
 
 def _contributions(
-    federation: Federation, state: ServerState, started: Round, lines: dict[str, dict[str, Any]]
+    federation: Federation, state: ServerState, started: Round, lines: dict[str, SiloLine]
 ) -> Iterator[Contribution]:
     """Ask the cohort, heaviest silo first; yield what may be used and note for every silo how it went."""
     cohort = started.cohort
@@ -290,9 +290,11 @@ def _contributions(
         line = silo_line(state.round + 1, name, cohort.weights[name], answer.bytes_down, answer.bytes_up)
         try:
             contribution = _admit(federation, name, cohort.weights[name], answer, started.payload, state.adapter)
-            line["train"] = dict(answer.content.fields) if answer.content else None
+            assert answer.content is not None, "or it would not have been admitted"
+            # the envelope has checked names and types
+            line["train"] = train = cast(TrainFigures, dict(answer.content.fields))
             lines[name] = line
-            federation.tell("answered", silo=name, round=state.round + 1, **line["train"], bytes_up=answer.bytes_up,
+            federation.tell("answered", silo=name, round=state.round + 1, **train, bytes_up=answer.bytes_up,
                             bytes_down=answer.bytes_down)  # fmt: skip
             yield contribution
             del contribution, answer  # while the next one is decoded
@@ -344,7 +346,7 @@ def _finish_round(
     federation: Federation,
     state: ServerState,
     aggregate: Aggregate | None,
-    lines: dict[str, dict[str, Any]],
+    lines: dict[str, SiloLine],
     began: float,
 ) -> None:
     """Evaluate where it is due, write the metrics, save the state."""
@@ -357,7 +359,7 @@ def _finish_round(
     federation.tell("round", **summary)
 
 
-def _write_lines(federation: Federation, lines: Mapping[str, Mapping[str, Any]]) -> None:
+def _write_lines(federation: Federation, lines: Mapping[str, SiloLine]) -> None:
     for name in sorted(lines):
         federation.run.add_metrics(lines[name])
 
@@ -367,7 +369,7 @@ def _evaluation_due(recipe: Recipe, round_: int) -> bool:
     return round_ in (0, recipe.training.rounds) or (every > 0 and round_ % every == 0)
 
 
-def _evaluate(federation: Federation, state: ServerState, lines: dict[str, dict[str, Any]]) -> None:
+def _evaluate(federation: Federation, state: ServerState, lines: dict[str, SiloLine]) -> None:
     """Have every silo that is here score the adapter on its held-out rows."""
     request = _with_adapter(federation, "evaluate", state.round, state.adapter)
     names = dict(sorted(federation.members.items(), key=lambda item: -federation.profiles[item[1]].test_loss_tokens))
@@ -388,7 +390,7 @@ def _evaluate(federation: Federation, state: ServerState, lines: dict[str, dict[
         lines[name] = line
 
 
-def _score(federation: Federation, name: str, answer: Answer) -> dict[str, Any]:
+def _score(federation: Federation, name: str, answer: Answer) -> Evaluation:
     if answer.content is None:
         raise AdmissionError(answer.problem or "no answer")
     fields, profile = answer.content.fields, federation.profiles[name]
