@@ -60,11 +60,19 @@ class Tokenizer(Protocol):
     @overload
     def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]: ...
 
+    def convert_ids_to_tokens(self, ids: int) -> str:
+        """The name of a token."""
+
     def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
         """The text of tokens."""
 
-    def get_vocab(self) -> dict[str, int]:
-        """The number of every token."""
-
     def save_pretrained(self, save_directory: Path) -> object:
         """Write its files to a folder."""
+
+    def save_chat_templates(
+        self, save_directory: Path, tokenizer_config: dict[str, object], filename_prefix: None, save_jinja_files: bool
+    ) -> object:
+        """Write its templates to a folder; changes the configuration that is given."""
+
+    def get_vocab(self) -> dict[str, int]:
+        """The number of every token."""

@@ -6,13 +6,18 @@ bfloat16 or 4 bits, and however the weights are split over files.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from silotune.data.tokenizer import Tokenizer
 from silotune.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VALUES = 16
 """Values of each weight that the fingerprint covers."""
@@ -31,7 +36,7 @@ class Stored:
     """Bytes of all its weights as they are stored."""
 
 
-def describe(location: str, tokenizer: Any) -> Stored:
+def describe(location: str, tokenizer: Tokenizer) -> Stored:
     """Read the mark and the size of a base from its files.
 
     The fingerprint covers the configuration, every weight's name and shape, 16 values of each, the vocabulary and
@@ -67,7 +72,7 @@ def _folder(location: str) -> Path:
     return Path(str(cached_file(location, "config.json", local_files_only=True))).parent
 
 
-def _configuration(folder: Path) -> dict[str, Any]:
+def _configuration(folder: Path) -> dict[str, object]:
     """What config.json says of the model; names of places and empty entries left out."""
     configured = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return {
@@ -77,14 +82,14 @@ def _configuration(folder: Path) -> dict[str, Any]:
     }
 
 
-def _weights(folder: Path, open_files: ExitStack) -> Iterator[tuple[str, Any]]:
+def _weights(folder: Path, open_files: ExitStack) -> "Iterator[tuple[str, Callable[[], Tensor]]]":
     """Yield (name, function that returns the tensor) for all weights, none of them read yet where that can be."""
     from safetensors import safe_open
 
     for path in _files(folder):
         shard = open_files.enter_context(safe_open(path, framework="pt"))
         for name in shard.keys():  # noqa: SIM118 - it is no mapping
-            yield name, lambda shard=shard, name=name: shard.get_tensor(name)
+            yield name, partial(shard.get_tensor, name)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -98,7 +103,7 @@ def _files(folder: Path) -> list[Path]:
     raise ModelError(f"model.base: {folder} holds no weights; expected one of {', '.join(WEIGHTS)}.")
 
 
-def _sample(weight: Any) -> bytes:
+def _sample(weight: "Tensor") -> bytes:
     """Values of a tensor at even distances, as float32; numbers of a byte or less as they are."""
     import torch
 

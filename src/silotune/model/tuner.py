@@ -4,11 +4,13 @@ import functools
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
+from silotune.data.tokenizer import Tokenizer
 from silotune.model import base as base_model
 from silotune.model import lora
 from silotune.model.adapter import AdapterSpec
+from silotune.model.protocols import TunedModel
 from silotune.model.stored import describe
 from silotune.settings import LoraSettings
 
@@ -17,9 +19,9 @@ from silotune.settings import LoraSettings
 class Tuner:
     """A base model with LoRA factors that are exchanged by copying."""
 
-    model: Any
+    model: TunedModel
     """PEFT's model."""
-    tokenizer: Any
+    tokenizer: Tokenizer
     spec: AdapterSpec
     fingerprint: str
     """Fingerprint of the stored base, independent of the dtype it is computed in."""
