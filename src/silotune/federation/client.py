@@ -62,7 +62,7 @@ MOMENTS = "moments/"
 """Before what an optimizer has come to, in a silo's memory."""
 TRAINED: "ContextVar[Mapping[tuple[str, int], Callable[[], Trained]]]" = ContextVar("trained")
 """Silos of this process that have been trained in a round already, beside others (`together`): by name and round, what
-gives it, or raises why there is nothing."""
+gives totals, adapter and moments, or raises why there are none."""
 
 
 def silo_of(node_config: Mapping[str, Scalar]) -> SiloConfig:

@@ -55,7 +55,7 @@ class Progress:
             raise SilotuneError("called off: it was not done in time")
 
 
-class Shown(TypedDict, total=False):
+class ProgressState(TypedDict, total=False):
     """What a silo has shown of its work: its figures only while it trains."""
 
     silo: str
@@ -68,9 +68,9 @@ class Shown(TypedDict, total=False):
     seconds: float
 
 
-def read_progress(folder: Path) -> dict[str, Shown]:
+def read_progress(folder: Path) -> dict[str, ProgressState]:
     """The last figures of every silo that has shown any, by name."""
-    states: dict[str, Shown] = {}
+    states: dict[str, ProgressState] = {}
     for path in folder.glob("*.json"):
         try:
             state = json.loads(path.read_text(encoding="utf-8"))

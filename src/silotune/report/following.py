@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from silotune.errors import RunError
-from silotune.federation.progress import Shown, read_progress
+from silotune.federation.progress import ProgressState, read_progress
 from silotune.federation.run import RunFolder, worked_on
 from silotune.privacy.ledger import LedgerLine
 from silotune.report import page
@@ -138,7 +138,7 @@ class Following:
         return [_doing(name, round_, progress.get(name, {}), answered) for name in sorted(names)]
 
 
-def _doing(name: str, round_: int, now: Shown, answered: Mapping[tuple[str, str], Work]) -> dict[str, object]:
+def _doing(name: str, round_: int, now: ProgressState, answered: Mapping[tuple[str, str], Work]) -> dict[str, object]:
     """One silo's line: `silo`, `doing` and, while it trains, `step`, `steps`, `loss` and `rate` (tokens a second)."""
     if (name, "evaluate") in answered:
         return {"silo": name, "doing": "done"}

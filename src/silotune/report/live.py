@@ -14,7 +14,7 @@ from rich.text import Text
 
 from silotune.data.files import printable
 from silotune.federation.events import Event, Fields
-from silotune.federation.progress import Shown, read_progress
+from silotune.federation.progress import ProgressState, read_progress
 from silotune.federation.run import RunFolder
 from silotune.privacy.ledger import LedgerLine, read_lines
 from silotune.report.figures import human_bytes
@@ -197,7 +197,7 @@ class LiveTable:
         )
         return Group(Text(title, style="bold"), table, *(Text(line, style="red") for line in state.remarks[-5:]))
 
-    def _row(self, table: Table, name: str, silo: _Silo, now: Shown) -> None:
+    def _row(self, table: Table, name: str, silo: _Silo, now: ProgressState) -> None:
         step, rate, loss, status = "", silo.rate, silo.loss, silo.status
         if now.get("round") == self._state.round and now.get("kind") == "train" and status == "asked":
             step, loss, status = f"{now['step']}/{now['steps']}", now["loss"], "training"
