@@ -7,7 +7,7 @@ print(run.answer("When are you open?"))
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from silotune.api import Run, check, open_run, train
@@ -73,7 +73,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name when it is first used: `import silotune` stays quick and loads no torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'silotune' has no attribute {name!r}")

@@ -11,8 +11,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from silotune.data.corpus import silos_of
 from silotune.data.prompts import conversation
@@ -32,6 +33,7 @@ from silotune.errors import (
 from silotune.federation import checkpoint, local, result
 from silotune.federation import run as run_folder
 from silotune.federation.events import Event, RunContext, Watcher
+from silotune.federation.metrics import Line
 from silotune.federation.run import RunFolder
 from silotune.inference import chat, samples
 from silotune.inference.generation import Sampling
@@ -58,7 +60,7 @@ class Run:
         """The run's folder."""
         return self.folder.path
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[Line]:
         """All lines of metrics.jsonl: one per silo per round, and one per round (there `silo` is None)."""
         return self.folder.metrics()
 
@@ -401,9 +403,7 @@ def _run_engine(
     from silotune.federation.app import client_app
     from silotune.federation.server import federate
 
-    def serve(grid: Any) -> None:
-        federate(grid, recipe, folder, run_context, spec)
-
+    serve = partial(federate, recipe=recipe, run=folder, run_context=run_context, spec=spec)
     if recipe.federation.engine == "inline":
         from silotune.federation.inline import run_inline
 

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import click
 import typer
@@ -26,6 +26,9 @@ from silotune.commands import compare, evaluate, export, generate, member, repor
 from silotune.commands.options import AsJson
 from silotune.data.files import printable
 from silotune.errors import OutputError, SilotuneError
+
+if TYPE_CHECKING:
+    from silotune.report.live import JsonLines, LiveTable
 
 app = typer.Typer(
     name="silotune",
@@ -157,7 +160,7 @@ app.add_typer(member.app, name="silo")
 
 
 @contextmanager
-def _watched(as_json: bool) -> Iterator[Any]:
+def _watched(as_json: bool) -> "Iterator[JsonLines | LiveTable]":
     """Something to call with events, writing to duplicates of our descriptors: the run silences the originals."""
     from silotune.report.live import JsonLines, LiveTable
 
@@ -172,7 +175,7 @@ def _watched(as_json: bool) -> Iterator[Any]:
         os.close(descriptor)
 
 
-def _tell_result(run: Any, as_json: bool) -> None:
+def _tell_result(run: silotune.Run, as_json: bool) -> None:
     """Say what a run gave and where it lies."""
     from silotune.inference import samples
     from silotune.report.figures import gather, human_bytes
@@ -195,13 +198,13 @@ def _tell_result(run: Any, as_json: bool) -> None:
         table.add_row(silo.name, before, after, human_bytes(silo.bytes_up), human_bytes(silo.text_bytes))
     console.print(table)
     console.print(f"No text left a silo. The base model itself has {human_bytes(figures.base_bytes)}.", highlight=False)
-    first: dict[str, dict[str, str]] = {}
+    first: dict[str, samples.Sample] = {}
     for sample in shown:
         first.setdefault(sample["silo"], sample)
     for sample in first.values():
         console.print(f"\n[bold]{sample['silo']}[/bold], held out:", highlight=False)
-        for label, key in (("question", "question"), ("base", "base"), ("tuned", "tuned")):
-            console.print(f"  {label:9}{' '.join(sample[key].split())}", highlight=False, markup=False)
+        for label, text in (("question", sample["question"]), ("base", sample["base"]), ("tuned", sample["tuned"])):
+            console.print(f"  {label:9}{' '.join(text.split())}", highlight=False, markup=False)
     if more := len(shown) - len(first):
         console.print(f"\n{more} more held-out questions with their answers are in the report.", highlight=False)
     console.print(

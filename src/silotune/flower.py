@@ -5,11 +5,9 @@ on with the run in `out`. `compare`, by itself, is the folder of a finished run:
 its own row of the comparison. A silo's settings are its own node's configuration.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from flwr.app import Context
+from flwr.app import Context, UserConfig
 from flwr.serverapp import Grid
 from rich.console import Console
 
@@ -61,7 +59,7 @@ def serve(grid: Grid, context: Context) -> None:
         api.finish(recipe, folder, text_is_here=False)
 
 
-def _compare(grid: Grid, settings: Mapping[str, Any]) -> None:
+def _compare(grid: Grid, settings: UserConfig) -> None:
     """Have the silos of a finished run tell what they can do alone, and show what that makes of the run.
 
     Raises:

@@ -10,13 +10,18 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from silotune.errors import RecipeError
 from silotune.settings import HUB, DataSettings, ModelSettings, Recipe, SiloSource
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+Source = TypeVar("Source", bound=BaseModel)
 
 DEFAULT_SILOS = "silos/*"
 
@@ -35,7 +40,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return absolute(recipe, path.resolve().parent)
 
 
-def recipe_of(values: Mapping[str, Any], overrides: Sequence[str], folder: Path) -> Recipe:
+def recipe_of(values: Mapping[str, object], overrides: Sequence[str], folder: Path) -> Recipe:
     """A recipe without a file: some settings, and `--set` on top.
 
     Raises:
@@ -61,7 +66,7 @@ def overridden(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     return check_recipe(document, f"--set {' --set '.join(overrides)}")
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def _parsed(path: Path) -> dict[str, object]:
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
@@ -78,7 +83,7 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: not valid TOML: {error}.") from None
 
 
-def check_recipe(document: Mapping[str, Any], source: str) -> Recipe:
+def check_recipe(document: Mapping[str, object], source: str) -> Recipe:
     """Turn a parsed document into a Recipe; `source` names it in messages.
 
     Raises:
@@ -120,9 +125,8 @@ def looks_like_path(base: str) -> bool:
 def _absolute_data(data: DataSettings, folder: Path) -> DataSettings:
     if data.pool is not None:
         return data.model_copy(update={"pool": _absolute_sources(data.pool, folder, "data.pool")})
-    silos = data.silos if data.silos is not None else DEFAULT_SILOS
-    if isinstance(silos, str):
-        silos = [silos]
+    given = data.silos if data.silos is not None else DEFAULT_SILOS
+    silos: Sequence[str | SiloSource] = [given] if isinstance(given, str) else given
     anchored: list[str | SiloSource] = []
     for number, item in enumerate(silos):
         if isinstance(item, str):
@@ -132,7 +136,7 @@ def _absolute_data(data: DataSettings, folder: Path) -> DataSettings:
     return data.model_copy(update={"silos": anchored})
 
 
-def _absolute_sources(section: Any, folder: Path, key: str) -> Any:
+def _absolute_sources(section: Source, folder: Path, key: str) -> Source:
     """Return a pool or silo with its sources as absolute paths."""
     changed = {}
     for split in ("train", "test"):
@@ -199,7 +203,7 @@ def _lies_outside(path: Path, folder: Path) -> bool:
 def without_folders(recipe: Recipe) -> Recipe:
     """Return the recipe as others may see it: only the last two parts of each local path, and no password."""
     data, base = recipe.data, recipe.model.base
-    changed: dict[str, Any] = {}
+    changed: dict[str, object] = {}
     if data.pool is not None:
         changed["pool"] = _shortened_sources(data.pool)
     if isinstance(data.silos, list):
@@ -225,7 +229,7 @@ def _shown_uri(uri: str | None) -> str | None:
     return f"{scheme}:///.../{Path(rest).name}" if separator else Path(uri).name
 
 
-def _shortened_sources(section: Any) -> Any:
+def _shortened_sources(section: Source) -> Source:
     given = {split: getattr(section, split) for split in ("train", "test")}
     listed = {split: sources for split, sources in given.items() if isinstance(sources, list)}
     return section.model_copy(update={split: [*map(_shortened, sources)] for split, sources in listed.items()})
@@ -250,8 +254,8 @@ def difference(old: Recipe, new: Recipe) -> list[str]:
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys if before.get(key) != after.get(key)]
 
 
-def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(document: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in document.items():
         if isinstance(value, Mapping):
             flat.update(_flat(value, f"{prefix}{key}."))
@@ -263,7 +267,7 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------- checking
 
 
-def _with_floats(section: type[BaseModel], values: Any) -> Any:
+def _with_floats(section: type[BaseModel], values: object) -> object:
     """Let an integer stand where a float is meant (TOML writes `alpha = 16`); strict mode refuses all else."""
     if not isinstance(values, Mapping):
         return values
@@ -280,19 +284,19 @@ def _with_floats(section: type[BaseModel], values: Any) -> Any:
     return converted
 
 
-def _parts(annotation: Any) -> Iterator[Any]:
+def _parts(annotation: object) -> Iterator[object]:
     """A type and all types that it is made of."""
     yield annotation
     for part in get_args(annotation):
         yield from _parts(part)
 
 
-def _section_in(annotation: Any) -> type[BaseModel] | None:
+def _section_in(annotation: object) -> type[BaseModel] | None:
     """The section that a setting holds, alone, in a list or as one of several."""
     return next((part for part in _parts(annotation) if isinstance(part, type) and issubclass(part, BaseModel)), None)
 
 
-def override_setting(document: dict[str, Any], override: str) -> None:
+def override_setting(document: dict[str, object], override: str) -> None:
     """Put `section.key=value` into a parsed document.
 
     Raises:
@@ -309,11 +313,12 @@ def override_setting(document: dict[str, Any], override: str) -> None:
     if len(parsed) > 1:
         raise RecipeError(f"--set {key}: more than one value. Give --set once for each setting.")
     value = parsed["value"]
-    target: Any = document
+    target = document
     for part in parts[:-1]:
-        target = target.setdefault(part, {})
-        if not isinstance(target, dict):
+        below = target.setdefault(part, {})
+        if not isinstance(below, dict):
             raise RecipeError(f"--set {override}: {part} is a setting, not a section.")
+        target = below
     target[parts[-1]] = value
 
 
@@ -338,14 +343,14 @@ def _explain(error: ValidationError) -> str:
     return f"{named}: {', or '.join(dict.fromkeys(reasons))}{_given(first['input'])}."
 
 
-def _reason(error: Any) -> str:
-    message: str = error["msg"].removeprefix("Value error, ")
+def _reason(error: "ErrorDetails") -> str:
+    message = error["msg"].removeprefix("Value error, ")
     if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
         message = "must be a table of keys"
     return message[0].lower() + message[1:]
 
 
-def _given(value: Any) -> str:
+def _given(value: object) -> str:
     if isinstance(value, int) and not -(1 << 64) < value < 1 << 64:
         return " (given: a number of absurd size)"
     return f" (given: {repr(value)[:80]})" if isinstance(value, (str, int, float, bool)) else ""

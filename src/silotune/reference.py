@@ -2,10 +2,11 @@
 
 import textwrap
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import get_args
 
 import tomli_w
 from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaValue
 
 from silotune.settings import Recipe
 
@@ -35,7 +36,7 @@ def reference() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def commented_recipe(chosen: Mapping[str, Mapping[str, Any] | Any], header: str) -> str:
+def commented_recipe(chosen: Mapping[str, object], header: str) -> str:
     """A recipe with every setting explained; those in `chosen` are set, the others stand there as comments.
 
     Args:
@@ -48,11 +49,12 @@ def commented_recipe(chosen: Mapping[str, Mapping[str, Any] | Any], header: str)
         if "." in name or name.startswith("[["):
             continue
         values = chosen.get(name.strip("[]"), {})
+        assert isinstance(values, Mapping)
         lines += ["", name, *_comment(section.__doc__ or ""), *_settings(section, values)]
     return "\n".join(lines) + "\n"
 
 
-def _settings(section: type[BaseModel], chosen: Mapping[str, Any]) -> list[str]:
+def _settings(section: type[BaseModel], chosen: Mapping[str, object]) -> list[str]:
     lines: list[str] = []
     for key, field in section.model_fields.items():
         if _is_section(section, key):
@@ -65,7 +67,7 @@ def _settings(section: type[BaseModel], chosen: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _assignment(key: str, value: Any) -> str:
+def _assignment(key: str, value: object) -> str:
     if isinstance(value, dict) and not value:
         return f"{key} = {{}}"
     return tomli_w.dumps({key: value}).strip()
@@ -86,7 +88,7 @@ def _sections(section: type[BaseModel], prefix: str = "") -> list[tuple[str, typ
     return found
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def _models(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models(part)]
@@ -98,14 +100,14 @@ def _is_section(section: type[BaseModel], key: str) -> bool:
     return bool(_models(annotation)) and "str" not in str(annotation)
 
 
-def _line(key: str, described: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+def _line(key: str, described: JsonSchemaValue, schema: JsonSchemaValue) -> str:
     required = key in schema.get("required", ())
     default = "must be given" if required else _value(described.get("default"))
     takes = _takes(described).replace("|", "\\|")
     return f"| `{key}` | {takes} | {default} | {_one_line(described.get('description', ''))} |"
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     return "-" if value is None else f"`{_assignment('x', value).removeprefix('x = ')}`"
 
 
@@ -113,7 +115,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _takes(described: Mapping[str, Any]) -> str:
+def _takes(described: JsonSchemaValue) -> str:
     """What a setting takes, from its JSON schema."""
     several = described.get("anyOf") or described.get("oneOf")
     if several:

@@ -317,3 +317,10 @@ def test_no_path_and_no_password_of_this_machine(tmp_path):
                    trackers={"mlflow": True, "mlflow_uri": "https://anna:hunter2@tracker.example/x?token=1"})  # fmt: skip
     text, _ = read(run)
     assert str(tmp_path) not in text and "hunter2" not in text and "token=1" not in text and "tracker.example/x" in text
+
+
+def test_a_silo_may_be_called_none(tmp_path):
+    """The lines that are about a round have no silo, which is not one of that name."""
+    one, other = gather(make_run(tmp_path / "run", names=["None", "ash"])).silos
+    assert (one.name, one.losses) == ("None", {0: 3.0, 1: 1.0, 2: 1.0})
+    assert one.train_losses == {1: 2.0, 2: 2.0} and other.train_losses == {1: 3.0, 2: 3.0}

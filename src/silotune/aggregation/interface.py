@@ -6,13 +6,8 @@ answers as they arrive, and returns the aggregate. Most have one stage; masked s
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-from numpy.typing import NDArray
 
 from silotune.model.adapter import NO_TENSORS, AdapterSpec, AdapterState
-
-Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ class Ask:
 
     stage: str
     """`train`: local training, answered with the update of what is trainable. Others are a collector's own."""
-    requests: Mapping[str, Arrays] = field(default_factory=dict)
+    requests: Mapping[str, AdapterState] = field(default_factory=dict)
     """By silo, what a stage sends it; `train` sends the adapter to the whole cohort and nothing more."""
 
 
@@ -60,7 +55,7 @@ class Contribution:
     """One silo's admitted answer to a stage; to `train`, its update."""
 
     silo: str
-    update: Arrays
+    update: AdapterState
     weight: int
     """At least 1, and as announced before the round."""
 

@@ -4,9 +4,12 @@ import importlib.util
 import signal
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import silotune
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 
 def require_extra(command: str) -> None:
@@ -39,7 +42,7 @@ def address(host: str, listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
-def until_stopped(app: Any, listener: socket.socket, patience: int, tell: Callable[[], None]) -> None:
+def until_stopped(app: "ASGIApp", listener: socket.socket, patience: int, tell: Callable[[], None]) -> None:
     """Answer requests until Ctrl-C, which is the way to end a server and no error.
 
     Args:

@@ -3,9 +3,9 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,7 +15,7 @@ import silotune
 from silotune import streams
 from silotune.commands.options import Answers, AsJson, RunPath
 from silotune.data.files import printable
-from silotune.federation.events import Event
+from silotune.federation.events import Event, Fields
 
 Seeds = Annotated[
     int, typer.Option("--seeds", metavar="N", help="Train each model with N seeds: means and intervals over them.")
@@ -77,7 +77,7 @@ def _progress() -> Iterator[Callable[[Event], None]]:
         os.close(descriptor)
 
 
-def _title(fields: Mapping[str, Any]) -> str:
+def _title(fields: Fields) -> str:
     rows = f" at {fields['rows']} rows" if fields["rows"] else ""
     name = printable(fields["model"])
     return f"model {fields['number']} of {fields['of']}: {name}{rows}, seed {fields['seed']}"

@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from silotune import atomic
 from silotune.algorithms.interface import ServerState
@@ -33,7 +33,7 @@ from silotune.federation import checkpoint, result
 from silotune.federation.checkpoint import Saved
 from silotune.federation.events import Event
 from silotune.federation.local import MEMORY
-from silotune.federation.metrics import silo_line
+from silotune.federation.metrics import TrainFigures, silo_line
 from silotune.federation.run import RunFolder, identify
 from silotune.federation.spent import Spent, spent_by, total
 from silotune.model import lora
@@ -227,7 +227,9 @@ def _pool(context: ComparisonContext, work: RunFolder, recipe: Recipe, silos: li
         totals = train_round(context.resident, context.forward_plan, rows, recipe.training, recipe.seed, POOLED,
                              state.round + 1, lambda _: context.require_going(), moments=moments)  # fmt: skip
         state = ServerState(state.round + 1, lora.take(context.resident.model), moments or {})
-        work.add_metrics(silo_line(state.round, POOLED, None) | {"train": asdict(totals)})
+        line = silo_line(state.round, POOLED, None)
+        line["train"] = cast(TrainFigures, asdict(totals))
+        work.add_metrics(line)
         checkpoint.save(work, Saved(state, {}, checkpoint.metrics_bytes(work)))
         watch(Event("round", {"round": state.round}))
     return state.adapter
@@ -268,7 +270,7 @@ RUNTIME = {"engine", "workers", "threads", "silos", "round_timeout", "join_timeo
 """Settings of the federation that change no figure."""
 
 
-def _folder(context: ComparisonContext, name: str, depends: Mapping[str, Any]) -> Path:
+def _folder(context: ComparisonContext, name: str, depends: Mapping[str, object]) -> Path:
     """RUN/compare/NAME-DIGEST."""
     text = json.dumps({"format": FORMAT, "name": name, **depends}, sort_keys=True)
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()

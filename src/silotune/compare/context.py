@@ -4,12 +4,13 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from silotune.data.corpus import Corpus, load_corpus, options_of
 from silotune.data.files import printable
 from silotune.data.silos import SiloConfig
 from silotune.data.store import Split
+from silotune.data.tokenizer import Tokenizer
 from silotune.errors import DataError, Interrupted, ModelError, RecipeError, RunError
 from silotune.federation import checkpoint, local
 from silotune.federation.events import RunContext
@@ -18,6 +19,9 @@ from silotune.model.base import load_tokenizer, locate, place
 from silotune.model.tuner import Tuner, tuner
 from silotune.settings import Recipe
 from silotune.wire.profile import Profile
+
+if TYPE_CHECKING:  # it loads torch
+    from silotune.training.forward import ForwardPlan
 
 NEEDS = (
     "a comparison needs all silos' text on this machine, as a simulation has it (in a deployment silos tell their own "
@@ -39,7 +43,7 @@ class ComparisonContext:
     run_context: RunContext
 
     @functools.cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """The base's tokenizer."""
         return load_tokenizer(locate(self.recipe.model.base))
 
@@ -56,7 +60,7 @@ class ComparisonContext:
         return found
 
     @functools.cached_property
-    def forward_plan(self) -> Any:
+    def forward_plan(self) -> "ForwardPlan":
         """The short ways through it."""
         from silotune.training.forward import forward_plan_of
         from silotune.training.kept import Keep

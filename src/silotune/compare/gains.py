@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +92,17 @@ def over_everybody(column: Column) -> Everybody:
     return Everybody(model=column.model.name, seed=column.model.seed, **found)
 
 
-def figures(measured: Sequence[Measured], labels: Sequence[str]) -> dict[str, Any]:
+class Figures(TypedDict):
+    """What a `Cell` and an `Everybody` say of rows."""
+
+    rows: int
+    tokens: int
+    loss: float
+    token_accuracy: float
+    scores: Scores | None
+
+
+def figures(measured: Sequence[Measured], labels: Sequence[str]) -> Figures:
     """What a `Cell` and an `Everybody` say of rows."""
     tokens = sum(int(one.tokens.sum()) for one in measured)
     correct = sum(int(one.correct.sum()) for one in measured)

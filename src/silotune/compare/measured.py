@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,15 @@ from silotune.compare.baselines import Model, put
 from silotune.compare.context import ComparisonContext
 from silotune.data.corpus import chosen_rows, counted_rows, silo_rows
 from silotune.data.store import Split
+from silotune.data.tokenizer import Tokenizer
 from silotune.model.tuner import Tuner
 from silotune.training.scores import AnswerScores, Chosen
 
 if TYPE_CHECKING:  # it loads torch
+    from silotune.training.forward import ForwardPlan
     from silotune.training.labels import Candidates
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def measure(
     )
 
 
-def labels_of(tokenizer: Any, splits: Sequence[Split]) -> "tuple[Candidates | None, list[str]]":
+def labels_of(tokenizer: Tokenizer, splits: Sequence[Split]) -> "tuple[Candidates | None, list[str]]":
     """The labels that an answer can be, of rows to train and to test on; or none, and what is to be said of it."""
     if not any(split.store.described.labels for split in splits):
         return None, []
@@ -78,21 +82,24 @@ def labels_of(tokenizer: Any, splits: Sequence[Split]) -> "tuple[Candidates | No
     return found, []
 
 
-def _kept(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _kept(file: Path, compute: Callable[[], Result]) -> Result:
+    """What was computed and written to a file, in the types of JSON."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_text(file, json.dumps(compute()))
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    found: Result = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 
-def _rows(context: ComparisonContext, model: Model, silo: str) -> dict[str, Any]:
+def _rows(context: ComparisonContext, model: Model, silo: str) -> dict[str, list[float]]:
     put(context, model)
     found = score_rows(context.resident, context.forward_plan, context.corpus(silo).test, context.require_going)
     return {name: getattr(found, name).tolist() for name in ("loss", "tokens", "correct")}
 
 
-def score_rows(tuner: Tuner, forward_plan: Any, split: Split, report: Callable[[], None] = lambda: None) -> Measured:
+def score_rows(
+    tuner: Tuner, forward_plan: "ForwardPlan", split: Split, report: Callable[[], None] = lambda: None
+) -> Measured:
     """Score the adapter that lies in the model on each row of a split; a long plain text is several examples."""
     from silotune.training.evaluation import score_each
 
@@ -102,26 +109,45 @@ def score_rows(tuner: Tuner, forward_plan: Any, split: Split, report: Callable[[
     return Measured(loss.astype(np.float64), tokens.astype(np.int64), correct.astype(np.int64))
 
 
+class _LabelFile(TypedDict):
+    """`Chosen` as JSON."""
+
+    truth: list[int]
+    likeliest: list[int]
+    greedy: list[int]
+    left_out: int
+
+
 def _labels(context: ComparisonContext, model: Model, silo: str, offered: "Candidates") -> Chosen:
     from silotune.training.labels import choose
 
-    def compute() -> dict[str, Any]:
+    def compute() -> _LabelFile:
         put(context, model)
         found = choose(context.resident, context.forward_plan, context.corpus(silo).test, offered,
                        context.recipe.data.max_length, context.require_going)  # fmt: skip
-        lists = {name: getattr(found, name).tolist() for name in ("truth", "likeliest", "greedy")}
-        return lists | {"left_out": found.left_out}
+        return {"truth": found.truth.tolist(), "likeliest": found.likeliest.tolist(), "greedy": found.greedy.tolist(),
+                "left_out": found.left_out}  # fmt: skip
 
     key = _key(context.digest(silo, "test"), context.recipe.data.max_length, offered.labels, offered.tokens)
     told = _kept(model.folder / f"labels-{key}.json", compute)
-    truth, likeliest, greedy = (np.array(told[name], np.int64) for name in ("truth", "likeliest", "greedy"))
+    truth, likeliest, greedy = (np.array(one, np.int64) for one in (told["truth"], told["likeliest"], told["greedy"]))
     return Chosen(truth, likeliest, greedy, told["left_out"])
+
+
+class _AnswerFile(TypedDict):
+    """`AnswerScores` as JSON."""
+
+    answers: int
+    exact_match: float
+    token_f1: float
+    rouge_l: float
+    chrf: float
 
 
 def _answers(context: ComparisonContext, model: Model, silo: str, count: int) -> tuple[AnswerScores, ...]:
     from silotune.inference import answers
 
-    def compute() -> dict[str, Any]:
+    def compute() -> dict[str, list[_AnswerFile]]:
         put(context, model)
         test, data = context.corpus(silo).test, context.recipe.data
         config = context.silos[silo]
@@ -131,7 +157,7 @@ def _answers(context: ComparisonContext, model: Model, silo: str, count: int) ->
         (chosen,) = answers.drawn([test], count, context.recipe.seed, silo)
         rows = silo_rows(config.files, config.reading, split, "test")
         found = answers.answer_each(context.resident, test, chosen, rows, context.require_going)
-        return {"answers": [asdict(one) for one in found]}
+        return {"answers": [cast(_AnswerFile, asdict(one)) for one in found]}
 
     key = _key(context.digest(silo, "test"), silo, context.recipe.seed, count, answers.MOST_TOKENS)
     told = _kept(model.folder / f"answers-{key}.json", compute)

@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from silotune.data.pieces import same_start
 from silotune.data.rows import THOUGHTS, Turn
+from silotune.data.tokenizer import Tokenizer
 from silotune.errors import DataError
 from silotune.settings import SystemTurns
 
@@ -49,7 +50,7 @@ class ChatTemplate:
         text: of the template; to change a tokenizer's template is to have another `ChatTemplate`.
     """
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     system: SystemTurns
     text: str
 
@@ -62,7 +63,7 @@ class ChatTemplate:
         )
 
 
-def template_of(tokenizer: Any, system: SystemTurns = "template") -> ChatTemplate:
+def template_of(tokenizer: Tokenizer, system: SystemTurns = "template") -> ChatTemplate:
     """The chat template of a tokenizer."""
     templates = tokenizer.chat_template
     return ChatTemplate(tokenizer, system, templates if isinstance(templates, str) else json.dumps(templates))
@@ -96,6 +97,13 @@ class _Refused(Exception):
 
 
 Arguments = Literal["mapping", "text"]
+
+
+class Call(TypedDict):
+    """A call of a tool in OpenAI's form; it may have an `id` too."""
+
+    type: str
+    function: dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -136,8 +144,8 @@ def _with_system(turns: Sequence[Turn], system: SystemTurns) -> Sequence[Turn]:
     return [replace(rest[0], content=f"{first.content}\n\n{rest[0].content}"), *rest[1:]]
 
 
-def _message(turn: Turn, template: ChatTemplate, how: Places) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+def _message(turn: Turn, template: ChatTemplate, how: Places) -> dict[str, object]:
+    message: dict[str, object] = {"role": turn.role, "content": turn.content}
     if turn.reasoning:
         keys = [key for key in THOUGHTS if key in template.text] or THOUGHTS[:1]
         message |= dict.fromkeys(keys, turn.reasoning)
@@ -147,7 +155,7 @@ def _message(turn: Turn, template: ChatTemplate, how: Places) -> dict[str, Any]:
     return message | {key: value for key, value in named.items() if value is not None}
 
 
-def _call(call: dict[str, Any], wanted: Arguments) -> dict[str, Any]:
+def _call(call: Call, wanted: Arguments) -> Call:
     """A tool call with its arguments in the form that the template wants."""
     function = dict(call["function"])
     arguments = function.get("arguments", {})
@@ -305,7 +313,7 @@ def _order(turns: Sequence[Turn]) -> str:
 # -------------------------------------------------------------------------------------------------- preparing
 
 
-def prepare(tokenizer: Any) -> None:
+def prepare(tokenizer: Tokenizer) -> None:
     """Give a tokenizer a chat template that can be trained with, in place.
 
     Where there is none it is the plain one, which begins with the token that the tokenizer begins texts with. The
@@ -333,7 +341,7 @@ def _with_prompt(template: str, header: str) -> str:
     return f"{text}{ADDED_PROMPT}{{% if add_generation_prompt %}}{{{{ {written} }}}}{{% endif %}}"
 
 
-def first_tokens(tokenizer: Any) -> list[int]:
+def first_tokens(tokenizer: Tokenizer) -> list[int]:
     """The token that every text begins with, if the tokenizer writes one."""
     begins = tokenizer("a")["input_ids"][0]
     return [begins] if begins == tokenizer.bos_token_id else []

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from silotune.data.rows import Row
 from silotune.data.seeds import derive
 from silotune.data.silos import SiloConfig, SiloFiles, find_runs, find_silos, listed_silos
 from silotune.data.store import Same, Split, Store, kept, open_store, stamp
+from silotune.data.tokenizer import Tokenizer
 from silotune.data.tokens import ChatOptions
 from silotune.errors import DataError
 from silotune.settings import DataSettings, Recipe, SiloSource
@@ -66,7 +66,7 @@ class Corpus:
 
 def load_corpus(
     silo: SiloConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     max_length: int,
     seed: int,
     options: ChatOptions = ChatOptions(),  # noqa: B008

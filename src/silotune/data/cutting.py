@@ -8,10 +8,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from silotune.data.pieces import ending, without_start
 from silotune.data.rows import Turn
+from silotune.data.tokenizer import Tokenizer
 
 SHORTENED = ("user", "tool")
 """Roles whose texts lose their start."""
@@ -38,7 +38,7 @@ def draft(turns: Sequence[Turn]) -> Draft:
     return Draft(tuple(turns), tuple(turns), tuple(users))
 
 
-def endings(tokenizer: Any, turns: tuple[Turn, ...], tokens: int) -> tuple[Turn, ...]:
+def endings(tokenizer: Tokenizer, turns: tuple[Turn, ...], tokens: int) -> tuple[Turn, ...]:
     """The turns with no more of a long text that may be shortened than its last `tokens` tokens or some more."""
     found = []
     for turn in turns:
@@ -47,7 +47,7 @@ def endings(tokenizer: Any, turns: tuple[Turn, ...], tokens: int) -> tuple[Turn,
     return tuple(found)
 
 
-def shorter(tokenizer: Any, now: Draft, tokens: int, ends: Mapping[int, int], max_length: int) -> Draft | None:
+def shorter(tokenizer: Tokenizer, now: Draft, tokens: int, ends: Mapping[int, int], max_length: int) -> Draft | None:
     """The next, shorter draft of a conversation that comes to too many tokens; None if nothing more can go.
 
     Args:

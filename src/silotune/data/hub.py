@@ -4,13 +4,22 @@ import functools
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Protocol
 
 from silotune.data.files import MOST_ROW, printable, too_long
 from silotune.data.records import Record
 from silotune.errors import DataError
 
 ID = re.compile(r"hf:(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.\[\]:%+-]+))?$")
+
+
+class Dataset(Protocol):
+    """What is used of a dataset of the datasets library, which has no types."""
+
+    _fingerprint: str
+
+    def __iter__(self) -> Iterator[dict[str, object]]:
+        """The rows."""
 
 
 def hub_records(source: str) -> Iterator[Record]:
@@ -33,7 +42,7 @@ def hub_records(source: str) -> Iterator[Record]:
         yield Record(number, where, fields)
 
 
-def _size(value: Any) -> int:
+def _size(value: object) -> int:
     """Bytes of all text in a value."""
     if isinstance(value, str):
         return len(value.encode("utf-8", "surrogatepass"))
@@ -48,7 +57,7 @@ def identity(source: str) -> str:
 
 
 @functools.lru_cache(maxsize=32)
-def load(source: str) -> Any:
+def load(source: str) -> Dataset:
     """The dataset that an id names, as the datasets library holds it; asked for once in a process.
 
     Raises:
@@ -62,7 +71,8 @@ def load(source: str) -> Any:
 
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(match["name"], match["config"], split=match["split"] or "train")
+        found: Dataset = datasets.load_dataset(match["name"], match["config"], split=match["split"] or "train")
+        return found
     except Exception as error:  # the library raises many kinds, from many libraries below it
         offline = datasets.config.HF_HUB_OFFLINE or datasets.config.HF_DATASETS_OFFLINE
         reach = (

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from silotune.data.files import MOST_ROW, no_other_kind, numbered_lines, opened, printable, text_size, too_long
 from silotune.data.records import Record, json_type
@@ -42,7 +42,7 @@ def _json_lines(stream: BinaryIO, path: Path) -> Iterator[Record]:
             yield Record(number, where, _object(_decoded(text, where), where))
 
 
-def parsed(text: str, where: str) -> Any:
+def parsed(text: str, where: str) -> object:
     """The value of a JSON text that stands in a field, as strictly as that of a row.
 
     Raises:
@@ -51,7 +51,7 @@ def parsed(text: str, where: str) -> Any:
     return _decoded(text.strip(), where)
 
 
-def _decoded(text: str, where: str) -> Any:
+def _decoded(text: str, where: str) -> object:
     decoder = _decoder(where)
     try:
         value, end = decoder.raw_decode(text)
@@ -71,7 +71,7 @@ def _decoded(text: str, where: str) -> Any:
 
 
 def _decoder(where: str) -> json.JSONDecoder:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         record = dict(pairs)
         if len(record) != len(pairs):
             raise DataError(f"{where}: a field stands twice in the row.")
@@ -89,7 +89,7 @@ def _decoder(where: str) -> json.JSONDecoder:
     return json.JSONDecoder(object_pairs_hook=unique, parse_float=finite, parse_constant=no_constant)
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
+def _object(value: object, where: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise DataError(f"{where}: a row must be a JSON object with fields, not {json_type(value)}.")
     return value
@@ -142,7 +142,7 @@ class _Blocks:
             if not self.more():
                 return ""
 
-    def element(self) -> Any:
+    def element(self) -> object:
         """Read the JSON value that starts here."""
         decoder = _decoder(self.where)
         while True:

@@ -6,9 +6,10 @@ out is counted as that of a packed file is, and a row is unpacked only when it i
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from silotune.data.files import (
     FREE_BYTES,
@@ -22,6 +23,10 @@ from silotune.data.files import (
 )
 from silotune.data.records import Record, twice
 from silotune.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 MEASURED_ROWS = 1024
 """Rows of lists that are measured at a time, fewer where they are long."""
@@ -91,7 +96,7 @@ class _Bound:
         self._left = left
 
 
-def _require_claims(metadata: Any, bound: _Bound) -> None:
+def _require_claims(metadata: "pq.FileMetaData", bound: _Bound) -> None:
     """Refuse a file that says of itself that it unpacks to far more than it is."""
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     bound.claim(sum(group.total_byte_size for group in groups))
@@ -104,14 +109,14 @@ def _require_names(names: list[str], shown: str) -> None:
         raise DataError(f"{shown}: columns {places[0]} and {places[1]} have one name.")
 
 
-def _plain(column: Any) -> Any:
+def _plain(column: "pa.Array") -> "pa.Array":
     """A column of categories as what they stand for."""
     import pyarrow as pa
 
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
-def _fields(names: list[str], columns: list[Any], where: str) -> dict[str, Any]:
+def _fields(names: list[str], columns: "list[pa.Array]", where: str) -> dict[str, object]:
     """The fields of a row: columns of one value each."""
     fields = {}
     for name, column in zip(names, columns, strict=True):
@@ -128,7 +133,7 @@ def _fields(names: list[str], columns: list[Any], where: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ lists
 
 
-def _lists(file: Any) -> list[str]:
+def _lists(file: "pq.ParquetFile") -> list[str]:
     """Paths of texts inside lists, such as the contents of messages: a row may have any number of them."""
     columns = (file.schema.column(index) for index in range(len(file.schema)))
     texts = (column for column in columns if column.physical_type == "BYTE_ARRAY")
@@ -137,7 +142,7 @@ def _lists(file: Any) -> list[str]:
     ]
 
 
-def _measure_lists(file: Any, lists: list[str], bound: _Bound) -> None:
+def _measure_lists(file: "pq.ParquetFile", lists: list[str], bound: _Bound) -> None:
     """Refuse rows whose lists are too long, while their texts are still numbers that point into a dictionary."""
     number = 0
     for index in range(file.metadata.num_row_groups):
@@ -152,7 +157,7 @@ def _measure_lists(file: Any, lists: list[str], bound: _Bound) -> None:
             number += len(sizes)
 
 
-def _sizes(array: Any) -> Any:
+def _sizes(array: "pa.Array") -> NDArray[np.int64]:
     """(elements,) int64: bytes of text in each, however deep in lists and structures."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -160,18 +165,18 @@ def _sizes(array: Any) -> Any:
     kind = array.type
     if pa.types.is_dictionary(kind):
         lengths = pc.take(pc.binary_length(array.dictionary), array.indices)
-        return pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.asarray(pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False), np.int64)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
         ends = np.concatenate([[0], np.cumsum(_sizes(_elements(array)))])
-        return np.diff(ends[array.offsets.to_numpy()])
+        return np.asarray(np.diff(ends[array.offsets.to_numpy()]))
     if pa.types.is_fixed_size_list(kind):
-        return _sizes(array.values).reshape(len(array), kind.list_size).sum(axis=1)
+        return np.asarray(_sizes(array.values).reshape(len(array), kind.list_size).sum(axis=1))
     if pa.types.is_struct(kind):
-        return np.sum([_sizes(part) for part in array.flatten()], axis=0)
+        return np.asarray(np.sum([_sizes(part) for part in array.flatten()], axis=0))
     return np.zeros(len(array), np.int64)
 
 
-def _elements(array: Any) -> Any:
+def _elements(array: "pa.Array") -> "pa.Array":
     """The elements of all lists in one array, as the lists' offsets count them."""
     import pyarrow as pa
 

@@ -16,7 +16,13 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+from silotune.data.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from tokenizers import Tokenizer as Backend
 
 PIECE = 1 << 16
 """Characters of a piece at most, where there are borders."""
@@ -34,23 +40,24 @@ TRIES = 16
 class Coder:
     """A tokenizer and how it is to take a text."""
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     literal: bool = False
     """Take special tokens' names for ordinary text."""
-    other: Any = None
+    other: "Backend | None" = None
     """A tokenizer of the tokenizers library in place of the tokenizer's own (`spelling`)."""
 
     @property
-    def backend(self) -> Any:
+    def backend(self) -> "Backend | None":
         """The tokenizers library's tokenizer; None for a tokenizer outside of it."""
         if self.other is not None:
             return self.other
         return self.tokenizer.backend_tokenizer if self.tokenizer.is_fast else None
 
     @contextmanager
-    def ready(self) -> Iterator[Any]:
+    def ready(self) -> "Iterator[Backend]":
         """The library's tokenizer, which cuts nothing and adds nothing."""
         backend = self.backend
+        assert backend is not None, "only tokenizers of the library are made ready"
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = self.literal
@@ -60,7 +67,7 @@ class Coder:
             backend.encode_special_tokens = False
 
 
-def token_ids(tokenizer: Any, texts: Sequence[str], literal: bool) -> "list[array[int]]":
+def token_ids(tokenizer: Tokenizer, texts: Sequence[str], literal: bool) -> "list[array[int]]":
     """Tokenise many texts, on all cores; `literal` takes special tokens' names for ordinary text."""
     coder = Coder(tokenizer, literal)
     found = [array("i") for _ in texts]
@@ -110,7 +117,7 @@ def token_ids_with(
 
 
 def _place(
-    encoding: Any, greedy: Set[int], size: int, at: int, before: int, borders: Borders, places: list[list[int]]
+    encoding: "Encoding", greedy: Set[int], size: int, at: int, before: int, borders: Borders, places: list[list[int]]
 ) -> None:
     """Find the tokens of those borders that lie in a piece of a text.
 
@@ -123,19 +130,22 @@ def _place(
         borders: of the whole text.
         places: found so far; changed.
     """
-    tokens, ids = range(len(encoding)), encoding.ids if greedy else ()
+    tokens, ids = range(len(encoding)), encoding.ids if greedy else []
+
+    def characters(token: int) -> tuple[int, int]:
+        found = encoding.token_to_chars(token)
+        assert found is not None, "every token stands for some text: nothing is added"
+        return found
 
     def reaches(token: int, start: int) -> bool:
-        first, last = encoding.token_to_chars(token)
-        return bool(first >= start or (last > start and not (greedy and ids[token] in greedy)))
+        first, last = characters(token)
+        return first >= start or (last > start and not (greedy and ids[token] in greedy))
 
     for (start, end), place in zip(borders, places, strict=True):
         if at <= start < at + size or (start == at + size and place[0] < 0):
             place[0] = before + bisect.bisect_left(tokens, True, key=lambda token: reaches(token, start - at))
         if at < end <= at + size:
-            place[1] = before + bisect.bisect_left(
-                tokens, True, key=lambda token: encoding.token_to_chars(token)[0] >= end - at
-            )
+            place[1] = before + bisect.bisect_left(tokens, True, key=lambda token: characters(token)[0] >= end - at)
 
 
 def _without_offsets(coder: Coder, text: str, borders: Borders) -> "tuple[array[int], list[tuple[int, int]]]":
@@ -147,7 +157,7 @@ def _without_offsets(coder: Coder, text: str, borders: Borders) -> "tuple[array[
     return array("i", whole), list(zip(same[0::2], ends[1::2], strict=True))
 
 
-def same_start(one: Sequence[Any], other: Sequence[Any]) -> int:
+def same_start(one: Sequence[object], other: Sequence[object]) -> int:
     """How many items two sequences begin with alike."""
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
@@ -191,18 +201,18 @@ def pieces(coder: Coder, text: str) -> Iterator[str]:
 
 def _border(coder: Coder, text: str, low: int, high: int) -> int | None:
     """A place between two others where a text can be cut; the last one found."""
-    if coder.backend is None or coder.backend.pre_tokenizer is None:
+    backend = coder.backend
+    if backend is None or backend.pre_tokenizer is None:
         return None
     places = [match.start() for match in PLACES.finditer(text, low, high)]
     for place in reversed(places[-TRIES:]):
-        if _same_apart(coder, text[max(0, place - AROUND) : place], text[place : place + AROUND]):
+        if _same_apart(coder, backend, text[max(0, place - AROUND) : place], text[place : place + AROUND]):
             return place
     return None
 
 
-def _same_apart(coder: Coder, left: str, right: str) -> bool:
+def _same_apart(coder: Coder, backend: "Backend", left: str, right: str) -> bool:
     """Whether two texts are cut into the same pre-tokens, and the same tokens, apart as they are together."""
-    backend = coder.backend
 
     def cut(text: str) -> list[str]:
         written = backend.normalizer.normalize_str(text) if backend.normalizer else text
@@ -217,7 +227,7 @@ def _same_apart(coder: Coder, left: str, right: str) -> bool:
 # --------------------------------------------------------------------------------------- parts of a text
 
 
-def ending(tokenizer: Any, text: str, tokens: int) -> str:
+def ending(tokenizer: Tokenizer, text: str, tokens: int) -> str:
     """The end of a long text, from a border on, with at least so many tokens, found without reading the rest.
 
     A text of fewer tokens, of one piece, or without borders comes back whole.
@@ -231,7 +241,7 @@ def ending(tokenizer: Any, text: str, tokens: int) -> str:
     return text
 
 
-def without_start(tokenizer: Any, text: str, tokens: int) -> tuple[str, int]:
+def without_start(tokenizer: Tokenizer, text: str, tokens: int) -> tuple[str, int]:
     """(A text without the characters of its first tokens, how many tokens went).
 
     What is left is the text's own, from where a token begins a character, and never nothing: however many are to go,
@@ -257,11 +267,10 @@ def without_start(tokenizer: Any, text: str, tokens: int) -> tuple[str, int]:
 
 def _offsets(coder: Coder, text: str) -> list[tuple[int, int]]:
     with coder.ready() as backend:
-        found: list[tuple[int, int]] = backend.encode(text, add_special_tokens=False).offsets
-    return found
+        return backend.encode(text, add_special_tokens=False).offsets
 
 
-def _bisected(tokenizer: Any, text: str, tokens: int) -> tuple[str, int]:
+def _bisected(tokenizer: Tokenizer, text: str, tokens: int) -> tuple[str, int]:
     """For tokenizers that do not say where their tokens stand."""
 
     def count(start: int) -> int:

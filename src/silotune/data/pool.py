@@ -20,7 +20,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +86,7 @@ def _parts(folder: str, split: str) -> Mapping[str, NDArray[np.int64]]:
     return dict(zip(names, _grouped(owners, len(names)), strict=True))
 
 
-def _grouped(numbers: NDArray[Any], count: int) -> list[NDArray[np.int64]]:
+def _grouped(numbers: NDArray[np.int32] | NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
     """For each number below `count` the rows that have it, rising."""
     starts = np.cumsum(np.bincount(numbers, minlength=count))[:-1]
     return np.split(np.argsort(numbers, kind="stable"), starts)

@@ -31,7 +31,9 @@ def read_prompts(path: Path, system: str | None = None) -> list[Conversation]:
     """
     lines = suffixes(path)[0] == ".txt"
     records = read_records(str(path), "line")
-    found = [conversation(record.fields["text"], system) if lines else _prompt(record, system) for record in records]
+    found = [
+        conversation(str(record.fields["text"]), system) if lines else _prompt(record, system) for record in records
+    ]
     if not found:
         raise DataError(f"{printable(path)}: no prompt in it.")
     return found

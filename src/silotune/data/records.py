@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,10 +12,10 @@ class Record:
     """Number of its first line in the file (Parquet, datasets: of its row), from 1."""
     where: str
     """Its place as messages name it."""
-    fields: Mapping[str, Any]
+    fields: Mapping[str, object]
 
 
-def json_type(value: Any) -> str:
+def json_type(value: object) -> str:
     """What a value is called in messages."""
     names = {
         type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list",

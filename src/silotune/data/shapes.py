@@ -16,7 +16,6 @@ fields, never their text.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from silotune.data.files import printable
 from silotune.data.records import Record, json_type
@@ -251,12 +250,12 @@ def _given(record: Record, field: str | None) -> bool:
     return field is not None and not _blank(record.fields.get(field))
 
 
-def _blank(value: Any) -> bool:
+def _blank(value: object) -> bool:
     """Whether nothing stands in a field."""
     return value is None or value == [] or value == {} or (isinstance(value, str) and not value.strip())
 
 
-def _present(record: Record, field: str, shape: Shape) -> Any:
+def _present(record: Record, field: str, shape: Shape) -> object:
     if field not in record.fields:
         raise DataError(
             f"{record.where}: field {printable(field)!r} is missing; the rows before are {shape.name}. "

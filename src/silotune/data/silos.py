@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from silotune.data.files import printable, require_file
 from silotune.data.readers import ENDINGS
@@ -270,17 +269,13 @@ class SiloConfig:
     @classmethod
     def from_json(cls, text: str) -> "SiloConfig":
         """Read what `to_json` wrote."""
-        values: dict[str, Any] = json.loads(text)
+        values = json.loads(text)
         for key in ("leaks", "ledger", "memory", "scratch"):
             values[key] = Path(values[key]) if values[key] else None
-        reading = values.pop("reading")
+        files, reading = values.pop("files"), values.pop("reading")
         fields = tuple((meaning, name) for meaning, name in reading["fields"])
         return cls(
-            files=_files(values.pop("files")),
+            files=SiloFiles(files["name"], tuple(files["train"]), tuple(files["test"]), files["part"]),
             reading=Reading(fields, reading["text_rows"]),
             **values,
         )
-
-
-def _files(values: dict[str, Any]) -> SiloFiles:
-    return SiloFiles(values["name"], tuple(values["train"]), tuple(values["test"]), values["part"])

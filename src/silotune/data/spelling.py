@@ -13,7 +13,7 @@ import functools
 import json
 import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from silotune.data.chat_template import ChatTemplate, any_of
 from silotune.data.rendering import control_tokens
 from silotune.data.rows import Turn
 from silotune.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
 
 HIDDEN, STAND_IN = 0x100000, 0x108000
 """Where the private characters begin: of names in rows, and of special tokens. Each has 32,768 of them."""
@@ -34,7 +37,7 @@ class Spelling:
     names: tuple[str, ...]
     pattern: re.Pattern[str]
     """Finds the names."""
-    backend: Any
+    backend: "Backend"
     """The second tokenizer, of the tokenizers library."""
     original: NDArray[np.int64]
     """(vocabulary of the second tokenizer,): the token of the first one for each of the second."""
@@ -116,7 +119,7 @@ def spelling_of(template: ChatTemplate) -> Spelling:
     Raises:
         DataError: the tokenizer is none of the tokenizers library.
     """
-    from tokenizers import Tokenizer
+    import tokenizers
 
     tokenizer = template.tokenizer
     if not tokenizer.is_fast:
@@ -130,12 +133,14 @@ def spelling_of(template: ChatTemplate) -> Spelling:
     described |= {"post_processor": None, "truncation": None, "padding": None}
     for token in described["added_tokens"]:
         token["content"] = stand_ins.get(token["content"], token["content"])
-    backend = Tokenizer.from_str(json.dumps(described))
+    backend = tokenizers.Tokenizer.from_str(json.dumps(described))
     by_name = {stand_in: name for name, stand_in in stand_ins.items()}
     original = np.full(backend.get_vocab_size(), -1, np.int64)
     for name, token in backend.get_vocab().items():
-        original[token] = tokenizer.backend_tokenizer.token_to_id(by_name.get(name, name))
-    counted = frozenset(names) - {tokenizer.unk_token}
+        number = tokenizer.backend_tokenizer.token_to_id(by_name.get(name, name))
+        assert number is not None, "both have the same vocabulary, but for the names"
+        original[token] = number
+    counted = frozenset(name for name in names if name != tokenizer.unk_token)
     special = frozenset(tokenizer.convert_tokens_to_ids(sorted(counted)))
     pattern = any_of(names)
     assert pattern is not None, "a text names one of them"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from silotune.data.mapped import mapped, mapped_raw
 from silotune.data.readers import place
 from silotune.data.reading import Reading, Seen, read_rows
 from silotune.data.rows import Row
+from silotune.data.tokenizer import Tokenizer
 from silotune.data.tokens import ChatOptions, Example, RowError, encode
 from silotune.errors import DataError
 from silotune.settings import HUB
@@ -96,7 +97,7 @@ ARRAYS = ("offsets", "rows", "loss_tokens", "cut", "answer_cut", "thoughts_dropp
 def open_store(
     sources: Sequence[str],
     reading: Reading,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     max_length: int,
     options: ChatOptions = ChatOptions(),  # noqa: B008
 ) -> Store:
@@ -175,7 +176,7 @@ def _content(source: str, _: tuple[int, ...]) -> str:
 class Same:
     """A tokenizer as part of a cache key: the same object is the same key."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
     def __hash__(self) -> int:
@@ -188,7 +189,12 @@ class Same:
 @functools.lru_cache(maxsize=8)
 def _tokenizer_digest(same: Same) -> str:
     tokenizer = same.tokenizer
-    described = [type(tokenizer).__name__, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.eos_token]
+    described: list[object] = [
+        type(tokenizer).__name__,
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.eos_token,
+    ]
     if tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()
@@ -217,7 +223,7 @@ class _Index:
     digests: bytearray = field(default_factory=bytearray)
     text_bytes: "array[int]" = field(default_factory=lambda: array("q"))
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
         """As they are written to the disk."""
         return {
             "offsets": np.array(self.offsets, np.int64),
@@ -234,7 +240,7 @@ class _Index:
 
 
 def _read_and_encode(
-    sources: Sequence[str], reading: Reading, tokenizer: Any, max_length: int, options: ChatOptions, seen: Seen
+    sources: Sequence[str], reading: Reading, tokenizer: Tokenizer, max_length: int, options: ChatOptions, seen: Seen
 ) -> Iterator[tuple[int, Row, list[Example]]]:
     """Yield (number of the source, row, its examples); a block is tokenised while the next one is read."""
     with ThreadPoolExecutor(1) as worker:
@@ -278,7 +284,7 @@ WRITTEN = 1 << 20
 """Bytes that are written at a time."""
 
 
-def _build(folder: Path, read: Any) -> None:
+def _build(folder: Path, read: Callable[[Seen], Iterable[tuple[int, Row, list[Example]]]]) -> None:
     seen = Seen()
     index, labels, pairs = _Index(), dict[str, int](), False
     with (folder / "ids.bin").open("wb", WRITTEN) as ids, (folder / "answered.bin").open("wb", WRITTEN) as answered:

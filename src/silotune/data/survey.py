@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from silotune.data.readers import ENDINGS, place
 from silotune.data.silos import SiloFiles
 from silotune.data.store import Split, Store, open_store
 from silotune.data.template_check import oddities
+from silotune.data.tokenizer import Tokenizer
 from silotune.settings import HUB, Recipe
 
 QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
@@ -112,7 +112,7 @@ class Survey:
 
 def survey(
     recipe: Recipe,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     single: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
     trains: bool = True,
@@ -159,7 +159,7 @@ def survey(
     return Survey(recipe, found, oddities(tokenizer, recipe.data.system), runs, _rows(splits, tokenizer, show))
 
 
-def _rows(splits: Sequence[tuple[SiloFiles, Split]], tokenizer: Any, count: int) -> list[TokenisedRow]:
+def _rows(splits: Sequence[tuple[SiloFiles, Split]], tokenizer: Tokenizer, count: int) -> list[TokenisedRow]:
     """The first rows of each silo in turn, as tokens."""
     queues = [[(files, split, row) for row in split.chosen[:count].tolist()] for files, split in splits]
     in_turn = [one for several in itertools.zip_longest(*queues) for one in several if one is not None]

@@ -1,18 +1,17 @@
 """What is odd about a base's chat template, said before anything is trained with it."""
 
-from typing import Any
-
 from silotune.data.chat_template import ADDED_PROMPT, ChatTemplate, fill, first_tokens, template_of
 from silotune.data.pieces import token_ids
 from silotune.data.rendering import Kind, outline_of, turn_end
 from silotune.data.rows import Turn
+from silotune.data.tokenizer import Tokenizer
 from silotune.errors import DataError
 from silotune.settings import SystemTurns
 
 ASKED = [Turn("user", "Where is it?")]
 
 
-def oddities(tokenizer: Any, system: SystemTurns = "template") -> list[str]:
+def oddities(tokenizer: Tokenizer, system: SystemTurns = "template") -> list[str]:
     """What a user should know of a chat template, a sentence each; nothing for most.
 
     Args:

@@ -9,7 +9,6 @@ What stands in a row is text, always: the name of a special token in it is spell
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from silotune.data.rendering import Kind, Rendering, learned, naming, outline_of
 from silotune.data.rows import Row, Turn
 from silotune.data.spelling import Spelling, hidden_turn, spelling_of
 from silotune.data.template_layout import rendered
+from silotune.data.tokenizer import Tokenizer
 from silotune.errors import DataError
 from silotune.settings import LossOn, SystemTurns
 
@@ -69,7 +69,7 @@ class RowError(DataError):
 
 
 def encode_prompt(
-    tokenizer: Any, turns: Sequence[Turn], tools: str | None = None, system: SystemTurns = "template"
+    tokenizer: Tokenizer, turns: Sequence[Turn], tools: str | None = None, system: SystemTurns = "template"
 ) -> list[int]:
     """Tokens up to where the assistant's next answer begins: what generation starts from.
 
@@ -97,7 +97,7 @@ def encode_prompt(
 
 
 def encode(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     rows: Sequence[Row],
     max_length: int,
     options: ChatOptions = ChatOptions(),
@@ -130,7 +130,7 @@ def encode(
     return found
 
 
-def question_of(tokenizer: Any, row: Row, max_length: int, options: ChatOptions) -> list[int]:
+def question_of(tokenizer: Tokenizer, row: Row, max_length: int, options: ChatOptions) -> list[int]:
     """The prompt of a conversation's last answer, cut as `encode` cuts the conversation.
 
     Raises:
@@ -142,7 +142,7 @@ def question_of(tokenizer: Any, row: Row, max_length: int, options: ChatOptions)
     return encode_prompt(tokenizer, jobs[0].draft.turns[:-1], row.tools, options.system)
 
 
-def opening_tokens(tokenizer: Any, system: SystemTurns = "template") -> list[int]:
+def opening_tokens(tokenizer: Tokenizer, system: SystemTurns = "template") -> list[int]:
     """Tokens that every plain answer begins with because the template writes them: an empty thought, say."""
     try:
         outline = outline_of(template_of(tokenizer, system), (Kind("user"), Kind("assistant")))
@@ -161,7 +161,7 @@ def own_words(example: Example, opening: Sequence[int]) -> int:
     return start + len(opening) if start and opened else start
 
 
-def rendered_texts(tokenizer: Any, rows: Sequence[Row]) -> list[str]:
+def rendered_texts(tokenizer: Tokenizer, rows: Sequence[Row]) -> list[str]:
     """The texts that `encode` tokenises for conversations, in order."""
     template = template_of(tokenizer)
     return [one.text for row in rows for one in rendered(template, row.turns, row.tools)]
@@ -342,7 +342,7 @@ def require_characters(parts: Iterable[str]) -> None:
             raise DataError("the prompt is not UTF-8, or has half of a surrogate pair. Write it as UTF-8.") from None
 
 
-def encode_beginning(tokenizer: Any, text: str) -> list[int]:
+def encode_beginning(tokenizer: Tokenizer, text: str) -> list[int]:
     """Tokens of the beginning of a plain text, for generation to go on with.
 
     Raises:
@@ -353,7 +353,7 @@ def encode_beginning(tokenizer: Any, text: str) -> list[int]:
     return [*first_tokens(tokenizer), *ids]
 
 
-def _encode_texts(tokenizer: Any, texts: Sequence[str], max_length: int) -> Iterable[list[Example]]:
+def _encode_texts(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> Iterable[list[Example]]:
     first = first_tokens(tokenizer)
     for ids in token_ids(tokenizer, texts, literal=True):
         tokens = np.concatenate([np.array(part, np.int32) for part in (first, ids, [tokenizer.eos_token_id])])

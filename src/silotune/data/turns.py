@@ -8,7 +8,6 @@ ShareGPT's `function_call` turns). Messages of errors name lines and fields, nev
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from silotune.data.files import printable
 from silotune.data.json_reader import parsed
@@ -44,7 +43,7 @@ ASSISTANT_ONLY = (*CALLS, *THOUGHTS)
 TOOL_ONLY = ("name", "tool_call_id")
 
 
-def turns_of(value: Any, field: str, where: str, form: Form) -> tuple[Turn, ...]:
+def turns_of(value: object, field: str, where: str, form: Form) -> tuple[Turn, ...]:
     """The turns of a list, whoever speaks last.
 
     Raises:
@@ -84,7 +83,7 @@ def answered(turns: tuple[Turn, ...], field: str, where: str) -> tuple[Turn, ...
     return turns
 
 
-def _hint(item: Any, form: Form, field: str) -> str:
+def _hint(item: object, form: Form, field: str) -> str:
     """What to do where a key is missing: it is nearly there, or the list is in the other form."""
     if not isinstance(item, dict):
         return ""
@@ -96,7 +95,7 @@ def _hint(item: Any, form: Form, field: str) -> str:
     return f' Its turns are {other}: set data.fields = {{ {other} = "{field}" }}.' if other else ""
 
 
-def _require_plain_keys(item: Mapping[str, Any], place: str, form: Form) -> None:
+def _require_plain_keys(item: Mapping[str, object], place: str, form: Form) -> None:
     """Refuse a key that is nearly one that a turn has, and which would be passed over: `Weight`, `content `."""
     for key, value in item.items():
         meant = key.strip().lower()
@@ -146,7 +145,7 @@ def _or(names: Sequence[str]) -> str:
 # ------------------------------------------------------------------------------------------------- one turn
 
 
-def _turn(item: Mapping[str, Any], role: Role, place: str, form: Form) -> Turn:
+def _turn(item: Mapping[str, object], role: Role, place: str, form: Form) -> Turn:
     for keys, owner in ((ASSISTANT_ONLY, "assistant"), (TOOL_ONLY, "tool")):
         misplaced = [key for key in keys if key != "name" and role != owner and _holds(item.get(key))]
         if misplaced:
@@ -167,12 +166,12 @@ def _turn(item: Mapping[str, Any], role: Role, place: str, form: Form) -> Turn:
     return replace(turn, tool_calls=_calls(item[calling[0]], calling[0], place)) if calling else turn
 
 
-def _holds(value: Any) -> bool:
+def _holds(value: object) -> bool:
     """Whether something stands in a field."""
     return value is not None and value != "" and value != [] and value != {}
 
 
-def _content(item: Mapping[str, Any], role: Role, place: str, form: Form) -> str:
+def _content(item: Mapping[str, object], role: Role, place: str, form: Form) -> str:
     may_be_blank = role == "tool" or (role == "assistant" and any(_holds(item.get(key)) for key in CALLS))
     value = item.get(form.said)
     if may_be_blank and (value is None or value == []):
@@ -184,7 +183,7 @@ def _content(item: Mapping[str, Any], role: Role, place: str, form: Form) -> str
     return checked(value, form.said, place, blank=may_be_blank)
 
 
-def _part(part: Any, field: str, place: str) -> str:
+def _part(part: object, field: str, place: str) -> str:
     """The text of one of several parts of a content."""
     if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         if switch := next((key for key in SWITCHES if _switch(part, key) is False), None):
@@ -196,7 +195,7 @@ def _part(part: Any, field: str, place: str) -> str:
     raise DataError(f"{place}: {field!r} has a part that is no text. Only text can be learned; leave the row out.")
 
 
-def _learned(item: Mapping[str, Any], role: Role, place: str) -> bool:
+def _learned(item: Mapping[str, object], role: Role, place: str) -> bool:
     """Whether a turn's own switches let it carry loss; those of other turns than the assistant's change nothing."""
     found = True
     for key in SWITCHES if role == "assistant" else ():
@@ -207,7 +206,7 @@ def _learned(item: Mapping[str, Any], role: Role, place: str) -> bool:
     return found
 
 
-def _switch(item: Mapping[str, Any], key: str) -> Any:
+def _switch(item: Mapping[str, object], key: str) -> object:
     """Whether a key says that its turn carries loss; None: it says nothing; any other value: it cannot be meant."""
     value = item.get(key)
     if value is None or (key == "loss" and not isinstance(value, bool) and value not in (0, 1)):  # a figure
@@ -215,14 +214,14 @@ def _switch(item: Mapping[str, Any], key: str) -> Any:
     return bool(value) == SWITCHES[key] if value in (0, 1) else value
 
 
-def _reasoning(item: Mapping[str, Any], place: str) -> str | None:
+def _reasoning(item: Mapping[str, object], place: str) -> str | None:
     given = [key for key in THOUGHTS if _holds(item.get(key))]
     if len(given) > 1:
         raise DataError(f"{place}: {' and '.join(given)} both say what the assistant thought. Keep one of them.")
     return checked(item[given[0]], given[0], place) if given else None
 
 
-def _calls(value: Any, field: str, place: str) -> str:
+def _calls(value: object, field: str, place: str) -> str:
     """Calls of tools as JSON, in OpenAI's form: of a list of them, of one, or of the JSON of either."""
     found = parsed(value, place) if isinstance(value, str) else value
     listed = found if isinstance(found, list) else [found]
@@ -238,7 +237,7 @@ CALL = {"id", "type", "index"}
 ARGUMENTS = ("arguments", "parameters")
 
 
-def _call(call: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _call(call: Mapping[str, object], place: str) -> dict[str, object]:
     function = call.get("function", {key: value for key, value in call.items() if key not in CALL})
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
         raise DataError(f"{place}: must be an object with a function's 'name' and 'arguments'.")
@@ -258,7 +257,7 @@ def _call(call: Mapping[str, Any], place: str) -> dict[str, Any]:
     return {**named, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
-def tools_of(value: Any, field: str, where: str) -> str | None:
+def tools_of(value: object, field: str, where: str) -> str | None:
     """A row's tools as JSON: a list of their descriptions, or the JSON of one; None for an empty one.
 
     Raises:
@@ -272,12 +271,12 @@ def tools_of(value: Any, field: str, where: str) -> str | None:
     return _written(value, where) if value else None
 
 
-def _written(value: Any, place: str) -> str:
+def _written(value: object, place: str) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return checked(text, "tools", place)
 
 
-def unread(turns: Any, name: str, form: Form) -> set[str]:
+def unread(turns: object, name: str, form: Form) -> set[str]:
     """Keys of turns that are not read, where something stands in them."""
     read = _keys(form)
     found = set()
@@ -299,7 +298,7 @@ def unread(turns: Any, name: str, form: Form) -> set[str]:
 # --------------------------------------------------------------------------------------------------- texts
 
 
-def checked(value: Any, field: str, where: str, blank: bool = False) -> str:
+def checked(value: object, field: str, where: str, blank: bool = False) -> str:
     """Return text that can be used as it is.
 
     Raises:

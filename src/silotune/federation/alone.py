@@ -50,7 +50,8 @@ def ask(grid: Grid, run: RunFolder, run_context: RunContext) -> tuple[Mapping[st
         raise RunError(f"{run.path}: the run is not finished, so there is nothing to compare. Go on with it first.")
     lines = run.metrics()
     spent = spent_by(lines)
-    scored = {line["silo"] for line in lines if line["evaluation"] and line["round"] == recipe.training.rounds}
+    last = [line for line in lines if line["evaluation"] and line["round"] == recipe.training.rounds]
+    scored = {line["silo"] for line in last if line["silo"] is not None}
     missing = {name: why for name, profile in saved.profiles.items() if (why := _no_use(profile, spent, scored))}
     # Whoever comes is asked: a single silo's row is worth having, and without any there may be rows that were told.
     recipe = recipe.model_copy(update={"federation": recipe.federation.model_copy(update={"minimum": 0})})

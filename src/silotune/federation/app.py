@@ -88,7 +88,7 @@ def alone(message: Message, context: Context) -> Message:
     return handle(message, context, "alone")
 
 
-def make_server_app(serve: Callable[[Grid, Context], None]) -> ServerApp:
+def make_server_app(serve: Callable[[Grid, Context], object]) -> ServerApp:
     """A ServerApp that runs `serve`."""
     app = ServerApp()
 

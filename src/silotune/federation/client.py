@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,14 @@ from silotune.wire import codecs, manifest
 from silotune.wire.envelope import NOT_HELD, Envelope, Kind, Scalar, failure
 from silotune.wire.profile import Alone, Profile
 
+if TYPE_CHECKING:  # they load torch
+    from silotune.model.tuner import Tuner
+    from silotune.training.forward import ForwardPlan
+    from silotune.training.local_run import TrainingTotals
+
+    Trained = tuple[TrainingTotals, AdapterState, Remembered | None]
+    """Totals, adapter and moments."""
+
 logger = logging.getLogger(__name__)
 
 SILOS_VARIABLE, SCRATCH_VARIABLE = "SILOTUNE_SILOS", "SILOTUNE_SCRATCH"
@@ -54,12 +62,12 @@ SILOS_VARIABLE, SCRATCH_VARIABLE = "SILOTUNE_SILOS", "SILOTUNE_SCRATCH"
 
 MOMENTS = "moments/"
 """Before what an optimizer has come to, in a silo's memory."""
-TRAINED: ContextVar[Mapping[tuple[str, int], Callable[[], tuple[Any, Any, Any]]]] = ContextVar("trained")
+TRAINED: "ContextVar[Mapping[tuple[str, int], Callable[[], Trained]]]" = ContextVar("trained")
 """Silos of this process that have been trained in a round already, beside others (`together`): by name and round, what
 gives totals, adapter and moments, or raises why there are none."""
 
 
-def silo_of(node_config: Mapping[str, Any]) -> SiloConfig:
+def silo_of(node_config: Mapping[str, Scalar]) -> SiloConfig:
     """The silo's configuration: from its node's configuration, or by its partition in a simulation.
 
     Raises:
@@ -129,8 +137,8 @@ class Work:
     job: Job
     silo: SiloConfig
     round: int
-    tuner: Any
-    forward_plan: Any
+    tuner: "Tuner"
+    forward_plan: "ForwardPlan"
     corpus: Corpus
     progress: Callable[..., None] = field(default=lambda **_: None)
 
@@ -376,7 +384,7 @@ def _controls(work: Work, start: Start, result: LocalResult) -> tuple[Arrays, Re
     return changed, own
 
 
-def _trained(work: Work, start: Start) -> tuple[Any, AdapterState, Remembered | None]:
+def _trained(work: Work, start: Start) -> "Trained":
     """Train on the silo's rows: totals, and what adapter and moments have become."""
     from silotune.model import lora
     from silotune.training.loop import train_round

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+Fields = Mapping[str, Any]
+"""What an event tells; which keys there are depends on its kind."""
+
 
 @dataclass(frozen=True)
 class Event:
@@ -16,7 +19,7 @@ class Event:
     """
 
     kind: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Fields = field(default_factory=dict)
 
 
 Watcher = Callable[[Event], None]

@@ -96,7 +96,7 @@ class InlineGrid(Grid):
             answers += pulled
         return answers
 
-    def set_run(self, run: Any) -> None:
+    def set_run(self, run: object) -> None:
         """There is one run only."""
 
     @property
@@ -104,13 +104,13 @@ class InlineGrid(Grid):
         """There is one run only, and it needs no description."""
         return None
 
-    def create_message(self, *_: Any, **__: Any) -> Message:
+    def create_message(self, *_: object, **__: object) -> Message:
         """Deprecated in Flower; messages are made with their constructor."""
         raise NotImplementedError("use flwr.app.Message(...)")
 
 
 def run_inline(
-    serve: Callable[[Grid], None], client_app: ClientApp, silos: Sequence[SiloConfig], together: int = 1
+    serve: Callable[[Grid], object], client_app: ClientApp, silos: Sequence[SiloConfig], together: int = 1
 ) -> None:
     """Run a ServerApp that serves, over a grid of these silos; what `serve` raises comes through."""
     from silotune.federation.app import make_server_app

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TextIO
 
 from silotune.data import leaks
 from silotune.data.corpus import leaks_of, load_corpus, options_of, reading_of, runs_among, silos_of
@@ -168,7 +168,7 @@ def _aloud(watch: Watcher, kept: Sequence[int]) -> Watcher:
     return heard
 
 
-def _descriptor(stream: Any) -> int | None:
+def _descriptor(stream: TextIO) -> int | None:
     try:
         return int(stream.fileno())
     except (AttributeError, OSError, ValueError):  # a notebook's stream has none

@@ -8,7 +8,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from silotune.algorithms.interface import Method
 from silotune.errors import AdmissionError, FederationError, ModelError, RunError
@@ -76,7 +75,7 @@ class Federation:
     clipped: set[str] = field(default_factory=set)
     """Silos of which it has been said that their weight is clipped."""
 
-    def tell(self, kind: str, **fields: Any) -> None:
+    def tell(self, kind: str, **fields: object) -> None:
         """Tell whoever watches."""
         self.run_context.watch(Event(kind, fields))
 

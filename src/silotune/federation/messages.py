@@ -1,7 +1,6 @@
 """Between envelopes and Flower's messages, and what a message weighs when serialised."""
 
 import io
-from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -74,7 +73,7 @@ DTYPES = ("<f4", "<u2", "|u1")
 """That a codec may have."""
 
 
-def _vector(data: bytes) -> NDArray[Any]:
+def _vector(data: bytes) -> NDArray[np.generic]:
     """The vector in a NumPy file, as a view of its bytes: nothing is allocated for what its header claims.
 
     Raises:

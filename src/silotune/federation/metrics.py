@@ -2,13 +2,70 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from silotune.aggregation.interface import Aggregate
 from silotune.federation.cohort import bounded
 
 
-def silo_line(round_: int, name: str, weight: int | None, bytes_down: int = 0, bytes_up: int = 0) -> dict[str, Any]:
+class Evaluation(TypedDict):
+    """Held-out figures, of a silo or over all."""
+
+    loss: float
+    perplexity: float
+    token_accuracy: float
+    tokens: int
+    rows: NotRequired[int]
+    """Of a silo only."""
+
+
+class TrainFigures(TypedDict):
+    """What a silo said of its training: the fields of its answer (`wire.envelope.DECLARED`)."""
+
+    steps: int
+    loss: float
+    tokens: int
+    loss_tokens: int
+    seconds: float
+    examples: NotRequired[int]
+    codec_error: NotRequired[float]
+    rates: NotRequired[float]
+    """As `examples` and `codec_error`, not of all: of rows that were trained on together, without a silo."""
+
+
+class SiloLine(TypedDict):
+    """A silo's line of a round."""
+
+    round: int
+    silo: str
+    status: str
+    reason: str | None
+    weight: int | None
+    train: TrainFigures | None
+    evaluation: Evaluation | None
+    bytes_down: int
+    bytes_up: int
+
+
+class RoundLine(TypedDict):
+    """A round's own line."""
+
+    round: int
+    silo: None
+    silos: int
+    left_out: list[str]
+    e_agg: float | None
+    train_loss: float | None
+    evaluation: Evaluation | None
+    bytes_down: int
+    bytes_up: int
+    seconds: float
+
+
+Line = SiloLine | RoundLine
+
+
+def silo_line(round_: int, name: str, weight: int | None, bytes_down: int = 0, bytes_up: int = 0) -> SiloLine:
     """A silo's line of a round, to be filled in; `weight` is None where it was only evaluated."""
     return {
         "round": round_,
@@ -23,7 +80,7 @@ def silo_line(round_: int, name: str, weight: int | None, bytes_down: int = 0, b
     }
 
 
-def figures(loss: float, tokens: int, correct: int) -> dict[str, Any]:
+def figures(loss: float, tokens: int, correct: int) -> Evaluation:
     """Held-out figures from sums: loss in nats and correct first choices over `tokens` tokens."""
     mean = loss / tokens
     return {
@@ -35,8 +92,8 @@ def figures(loss: float, tokens: int, correct: int) -> dict[str, Any]:
 
 
 def round_line(
-    round_: int, aggregate: Aggregate | None, lines: Mapping[str, Mapping[str, Any]], seconds: float, most: float
-) -> dict[str, Any]:
+    round_: int, aggregate: Aggregate | None, lines: Mapping[str, SiloLine], seconds: float, most: float
+) -> RoundLine:
     """The round's own line.
 
     Means over silos are weighted by held-out tokens (evaluation) or loss tokens (training). Silos count these
@@ -46,7 +103,7 @@ def round_line(
     held_out = bounded({name: score["tokens"] for name, score in scores.items()}, most)
     trained = {name: line["train"] for name, line in lines.items() if line["train"]}
     learned = bounded({name: train["loss_tokens"] for name, train in trained.items()}, most)
-    summary: dict[str, Any] = {
+    summary: RoundLine = {
         "round": round_,
         "silo": None,
         "silos": len(aggregate.silos) if aggregate else 0,

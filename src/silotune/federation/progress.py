@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from silotune import atomic
 from silotune.errors import Interrupted, SilotuneError
@@ -54,9 +55,22 @@ class Progress:
             raise SilotuneError("called off: it was not done in time")
 
 
-def read_progress(folder: Path) -> dict[str, dict[str, float]]:
-    """The last figures of every silo that has shown any: by name, with `round`, `step`, `tokens` and so on."""
-    states = {}
+class ProgressState(TypedDict, total=False):
+    """What a silo has shown of its work: its figures only while it trains."""
+
+    silo: str
+    round: int
+    kind: str
+    step: int
+    steps: int
+    loss: float
+    tokens: int
+    seconds: float
+
+
+def read_progress(folder: Path) -> dict[str, ProgressState]:
+    """The last figures of every silo that has shown any, by name."""
+    states: dict[str, ProgressState] = {}
     for path in folder.glob("*.json"):
         try:
             state = json.loads(path.read_text(encoding="utf-8"))

@@ -6,19 +6,19 @@ import os
 import platform
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from silotune import atomic
 from silotune.errors import RunError
-from silotune.privacy.ledger import append_line, read_lines
+from silotune.federation.metrics import Line
+from silotune.privacy.ledger import LedgerLine, append_line, read_lines
 from silotune.recipe import check_recipe, difference, dump_recipe, load_recipe
 from silotune.settings import Recipe
 
@@ -91,15 +91,15 @@ class RunFolder:
             raise RunError(f"{self.path}: not a run folder (it does not hold recipe.toml and environment.json).")
         return load_recipe(self.recipe_file)
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[Line]:
         """All lines of metrics.jsonl."""
         return list(read_lines(self.metrics_file))
 
-    def ledger(self) -> Iterator[dict[str, Any]]:
+    def ledger(self) -> Iterator[LedgerLine]:
         """All lines of ledger.jsonl, in order."""
         return read_lines(self.ledger_file)
 
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> dict[str, object]:
         """What environment.json says.
 
         Raises:
@@ -124,7 +124,7 @@ class RunFolder:
             raise RunError(f"{self.environment_file}: names no `run`; another release made it. Start a new run.")
         return drawn
 
-    def add_metrics(self, line: Mapping[str, Any]) -> None:
+    def add_metrics(self, line: Line) -> None:
         """Append a line to metrics.jsonl."""
         append_line(self.metrics_file, json.dumps(line, ensure_ascii=False))
 
@@ -209,7 +209,7 @@ def reopen(path: Path, recipe: Recipe | None) -> RunFolder:
     return run
 
 
-def describe_environment(recipe: Recipe) -> dict[str, Any]:
+def describe_environment(recipe: Recipe) -> dict[str, object]:
     """The run's identity, versions and machine, without names of people or hosts."""
     return {
         "run": _drawn(),

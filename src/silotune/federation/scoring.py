@@ -1,12 +1,10 @@
 """Every silo's score of an adapter on its held-out rows."""
 
-from typing import Any
-
 from silotune.algorithms.interface import ServerState
 from silotune.errors import AdmissionError
 from silotune.federation.exchange import Answer, exchange
 from silotune.federation.members import Federation
-from silotune.federation.metrics import figures, silo_line
+from silotune.federation.metrics import Evaluation, SiloLine, figures, silo_line
 from silotune.federation.updates import with_adapter
 from silotune.settings import Recipe
 from silotune.wire.envelope import shown
@@ -18,7 +16,7 @@ def due(recipe: Recipe, round_: int) -> bool:
     return round_ in (0, recipe.training.rounds) or (every > 0 and round_ % every == 0)
 
 
-def evaluate(federation: Federation, state: ServerState, lines: dict[str, dict[str, Any]]) -> None:
+def evaluate(federation: Federation, state: ServerState, lines: dict[str, SiloLine]) -> None:
     """Have every silo that is here score the adapter on its held-out rows."""
     request = with_adapter(federation, "evaluate", state.round, state.adapter)
     names = dict(sorted(federation.members.items(), key=lambda item: -federation.profiles[item[1]].test_loss_tokens))
@@ -41,7 +39,7 @@ def evaluate(federation: Federation, state: ServerState, lines: dict[str, dict[s
         lines[name] = line
 
 
-def _score(federation: Federation, name: str, answer: Answer) -> dict[str, Any]:
+def _score(federation: Federation, name: str, answer: Answer) -> Evaluation:
     if answer.content is None:
         raise AdmissionError(answer.problem or "no answer")
     fields, profile = answer.content.fields, federation.profiles[name]

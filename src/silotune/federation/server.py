@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -26,7 +25,7 @@ from silotune.federation.events import RunContext
 from silotune.federation.exchange import Transport, enter_late
 from silotune.federation.inline import InlineGrid
 from silotune.federation.members import Federation, assemble
-from silotune.federation.metrics import round_line
+from silotune.federation.metrics import SiloLine, round_line
 from silotune.federation.result import required_base
 from silotune.federation.run import RunFolder
 from silotune.federation.updates import contributions, controls
@@ -143,7 +142,7 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
             federation.clipped.add(name)
             federation.tell("remark", text=f"silo {name} declares a weight of {declared[name]}; it counts as {weight}, "
                                            f"for federation.max_share is {settings.max_share:g}")  # fmt: skip
-    lines: dict[str, dict[str, Any]] = {}
+    lines: dict[str, SiloLine] = {}
     trainable, beside = federation.method.trainable(federation.spec, round_), federation.method.beside(federation.spec)
     started = Round(state.adapter, trainable, cohort, beside)
 
@@ -233,7 +232,7 @@ def _finish_round(
     federation: Federation,
     state: ServerState,
     aggregate: Aggregate | None,
-    lines: dict[str, dict[str, Any]],
+    lines: dict[str, SiloLine],
     began: float,
 ) -> None:
     """Evaluate where it is due, write the metrics, save the state."""
@@ -249,6 +248,6 @@ def _finish_round(
     federation.tell("round", **summary)
 
 
-def _write_lines(federation: Federation, lines: Mapping[str, Mapping[str, Any]]) -> None:
+def _write_lines(federation: Federation, lines: Mapping[str, SiloLine]) -> None:
     for name in sorted(lines):
         federation.run.add_metrics(lines[name])

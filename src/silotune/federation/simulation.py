@@ -15,8 +15,8 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from flwr.app import ConfigRecordValues
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
@@ -39,7 +39,7 @@ RAYS_PART = len("/sr-12345678/session_2026-01-01_00-00-00_123456_1234567/sockets
 
 
 def run_simulation(
-    serve: Callable[[Grid], None],
+    serve: Callable[[Grid], object],
     client_app: ClientApp,
     recipe_file: Path,
     local_silos: LocalSilos,
@@ -85,7 +85,7 @@ def _ray_folder() -> Path:
 
 
 def _run(
-    serve: Callable[[Grid], None],
+    serve: Callable[[Grid], object],
     client_app: ClientApp,
     local_silos: LocalSilos,
     run_context: RunContext,
@@ -137,7 +137,7 @@ def _end_work(over: threading.Event, run_context: RunContext, ray_folder: Path) 
         end_workers(ray_folder)
 
 
-def _ray(local_silos: LocalSilos, folder: Path) -> dict[str, Any]:
+def _ray(local_silos: LocalSilos, folder: Path) -> dict[str, ConfigRecordValues]:
     return {
         "address": "local",
         "num_cpus": local_silos.workers,
@@ -148,7 +148,7 @@ def _ray(local_silos: LocalSilos, folder: Path) -> dict[str, Any]:
     }
 
 
-def _share(local_silos: LocalSilos) -> dict[str, Any]:
+def _share(local_silos: LocalSilos) -> dict[str, ConfigRecordValues]:
     """Ray's options for a worker: one slot each, a share of the GPUs, and another try when it dies."""
     import torch
 

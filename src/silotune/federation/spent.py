@@ -1,8 +1,9 @@
 """What a training took, by its lines in metrics.jsonl."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+
+from silotune.federation.metrics import Line
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Spent:
     loss_tokens: int
 
 
-def spent_by(lines: Iterable[Mapping[str, Any]]) -> dict[str, Spent]:
+def spent_by(lines: Iterable[Line]) -> dict[str, Spent]:
     """What each silo's training took, from lines of metrics.jsonl; of updates that counted."""
     found: dict[str, Spent] = {}
     for line in lines:

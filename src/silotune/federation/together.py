@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context, Message
 
@@ -90,7 +89,7 @@ def _alike(work: Work, first: Work) -> bool:
     return work.tuner is first.tuner and (work.job, work.round) == (first.job, first.round)
 
 
-def _shown(work: Work) -> Any:
+def _shown(work: Work) -> Callable[[StepReport], None]:
     def show(step: StepReport) -> None:
         work.progress(**asdict(step))
 

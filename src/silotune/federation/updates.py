@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from silotune.errors import AdmissionError
 from silotune.federation.cohort import bounded, weight_of
 from silotune.federation.exchange import Answer, exchange
 from silotune.federation.members import Federation
-from silotune.federation.metrics import silo_line
+from silotune.federation.metrics import SiloLine, TrainFigures, silo_line
 from silotune.model.adapter import AdapterSpec, AdapterState
 from silotune.wire import manifest
 from silotune.wire.envelope import NOT_HELD, Envelope, Kind, Scalar, shown
@@ -23,7 +23,7 @@ NO_FIELDS: Mapping[str, Scalar] = {}
 
 
 def contributions(
-    federation: Federation, state: ServerState, started: Round, lines: dict[str, dict[str, Any]]
+    federation: Federation, state: ServerState, started: Round, lines: dict[str, SiloLine]
 ) -> Iterator[Contribution]:
     """Ask the cohort, heaviest silo first; yield what may be used and note for every silo how it went."""
     cohort = started.cohort
@@ -37,9 +37,11 @@ def contributions(
         line = silo_line(state.round + 1, name, cohort.weights[name], answer.bytes_down, answer.bytes_up)
         try:
             contribution = _admit(federation, name, cohort.weights[name], answer, started.payload, state.adapter)
-            line["train"] = dict(answer.content.fields) if answer.content else None
+            assert answer.content is not None, "or it would not have been admitted"
+            # The envelope has checked names and types.
+            line["train"] = train = cast(TrainFigures, dict(answer.content.fields))
             lines[name] = line
-            federation.tell("answered", silo=name, round=state.round + 1, **line["train"], bytes_up=answer.bytes_up,
+            federation.tell("answered", silo=name, round=state.round + 1, **train, bytes_up=answer.bytes_up,
                             bytes_down=answer.bytes_down)  # fmt: skip
             yield contribution
             del contribution, answer  # while the next one is decoded

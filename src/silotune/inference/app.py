@@ -5,7 +5,6 @@ import json
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -172,7 +171,7 @@ def _called(request: Request) -> str | None:
         return None
 
 
-async def _body(request: Request) -> Any:
+async def _body(request: Request) -> object:
     # A page elsewhere can make a browser send other types without being asked whether it may.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ApiError(400, "the body must be JSON, with content-type: application/json.")
@@ -187,7 +186,7 @@ async def _body(request: Request) -> Any:
         raise ApiError(400, "the body is not valid JSON.") from None
 
 
-def _model(service: Service, name: str) -> dict[str, Any]:
+def _model(service: Service, name: str) -> dict[str, object]:
     if name not in service.models:
         shown = name[:100] if name.isprintable() else "of an odd name"
         raise ApiError(404, f"The model '{shown}' does not exist. There are: {', '.join(service.models)}.", "model",

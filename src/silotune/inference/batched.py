@@ -4,16 +4,26 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING
 
+from silotune.data.tokenizer import Tokenizer
 from silotune.inference import generation
 from silotune.inference.generation import Sampling, Speech
+from silotune.model.protocols import Cache, TunedModel
 from silotune.model.stopping import stops_of
 from silotune.model.targets import text_config
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def answers(
-    tuned: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: Sampling, batch: int, base: bool = False
+    tuned: TunedModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    batch: int,
+    base: bool = False,
 ) -> list[str]:
     """The answers to several prompts, in their order, with the adapter that lies in the model.
 
@@ -52,7 +62,7 @@ def _groups(prompts: Sequence[Sequence[int]], batch: int, filled: bool) -> Itera
         yield from (members[start : start + batch] for start in range(0, len(members), batch))
 
 
-def fills(tuned: Any) -> bool:
+def fills(tuned: TunedModel) -> bool:
     """Whether a shorter prompt may be filled up on the left: mask and positions must be all that a token knows of it.
 
     Recurrent states and convolutions would take the filling in. Rotary embeddings that change with the length of the
@@ -71,7 +81,7 @@ def fills(tuned: Any) -> bool:
     )
 
 
-def _together(tuned: Any, prompts: list[list[int]], speeches: list[Speech], sampling: Sampling) -> list[str]:
+def _together(tuned: TunedModel, prompts: list[list[int]], speeches: list[Speech], sampling: Sampling) -> list[str]:
     """The answers to the prompts of one group. A prompt leaves the forward pass when its answer has ended."""
     import torch
 
@@ -92,21 +102,21 @@ def _together(tuned: Any, prompts: list[list[int]], speeches: list[Speech], samp
     return texts
 
 
-def _stepper(tuned: Any, prompts: list[list[int]], speeches: list[Speech]) -> Callable[[list[int]], Any]:
+def _stepper(tuned: TunedModel, prompts: list[list[int]], speeches: list[Speech]) -> "Callable[[list[int]], Tensor]":
     """A function from the numbers of the prompts that still speak to float32 logits (they, vocabulary) of their next
     tokens, on the CPU. Who has left does not come back."""
     import torch
 
     accepts = inspect.signature(tuned.get_base_model().forward).parameters
     cached = "past_key_values" in accepts
-    options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
+    options: dict[str, object] = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
     width = max(map(len, prompts))
     filled = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
     read = torch.tensor([[at >= width - len(prompt) for at in range(width)] for prompt in prompts], dtype=torch.long)
-    cache: Any = None
+    cache: Cache | None = None
     held = list(range(len(prompts)))
 
-    def step(speaking: list[int]) -> Any:
+    def step(speaking: list[int]) -> "Tensor":
         nonlocal cache, held
         if cache is not None and speaking != held:
             cache.reorder_cache(torch.tensor([held.index(index) for index in speaking]))
@@ -116,7 +126,7 @@ def _stepper(tuned: Any, prompts: list[list[int]], speeches: list[Speech]) -> Ca
             ids = torch.tensor([filled[index] + own for index, own in zip(speaking, said, strict=True)])
         else:
             ids = torch.tensor([own[-1:] for own in said])
-        given: dict[str, Any] = {"past_key_values": cache, "use_cache": True} if cached else {}
+        given: dict[str, object] = {"past_key_values": cache, "use_cache": True} if cached else {}
         mask = torch.nn.functional.pad(read[speaking], (0, len(said[0])), value=1)
         if not mask.all():  # of prompts of one length the model knows it all
             positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]

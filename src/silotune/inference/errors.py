@@ -1,7 +1,6 @@
 """Refusals in OpenAI's own form, which its clients turn into their exceptions."""
 
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(eq=False)
@@ -16,7 +15,7 @@ class ApiError(Exception):
     code: str | None = None
 
     @property
-    def body(self) -> dict[str, Any]:
+    def body(self) -> dict[str, object]:
         """What the client is sent."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}

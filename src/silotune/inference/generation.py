@@ -5,13 +5,19 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from silotune.data.tokenizer import Tokenizer
 from silotune.errors import InputError, LengthError
 from silotune.model import lora
 from silotune.model.adapter import AdapterState
+from silotune.model.protocols import Cache, TunedModel
 from silotune.model.stopping import Stops, stops_of
 from silotune.model.targets import longest_input
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 COLDEST = 1e-3
 """Below this temperature the likeliest token has all the probability, and logits divided by it may overflow."""
@@ -78,7 +84,7 @@ class Reply:
 class Speech:
     """An answer as it grows: tokens go in, text that is sure comes out."""
 
-    def __init__(self, tokenizer: Any, stops: Stops, sampling: Sampling, most: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Stops, sampling: Sampling, most: int) -> None:
         """Nothing is said yet.
 
         Args:
@@ -119,7 +125,7 @@ class Speech:
         return piece
 
 
-def room(tuned: Any, prompt: Sequence[int], sampling: Sampling) -> int:
+def room(tuned: TunedModel, prompt: Sequence[int], sampling: Sampling) -> int:
     """Tokens that an answer to this prompt may have: `max_tokens`, or what the model can read after the prompt.
 
     Raises:
@@ -136,8 +142,8 @@ def room(tuned: Any, prompt: Sequence[int], sampling: Sampling) -> int:
 
 
 def pieces(
-    tuned: Any,
-    tokenizer: Any,
+    tuned: TunedModel,
+    tokenizer: Tokenizer,
     prompt: Sequence[int],
     sampling: Sampling,
     base: bool = False,
@@ -164,7 +170,7 @@ def pieces(
 
 
 def _pieces(
-    tuned: Any, prompt: list[int], speech: Speech, sampling: Sampling, base: bool, adapter: AdapterState | None
+    tuned: TunedModel, prompt: list[int], speech: Speech, sampling: Sampling, base: bool, adapter: AdapterState | None
 ) -> Generator[Piece, None, None]:
     import torch
 
@@ -182,8 +188,8 @@ def _pieces(
 
 
 def stream(
-    tuned: Any,
-    tokenizer: Any,
+    tuned: TunedModel,
+    tokenizer: Tokenizer,
     prompt: Sequence[int],
     sampling: Sampling,
     base: bool = False,
@@ -193,7 +199,7 @@ def stream(
     return (piece.text for piece in pieces(tuned, tokenizer, prompt, sampling, base, adapter) if piece.text)
 
 
-def _stepper(tuned: Any, prompt: list[int]) -> Callable[[list[int]], Any]:
+def _stepper(tuned: TunedModel, prompt: list[int]) -> "Callable[[list[int]], Tensor]":
     """A function from what was said so far to float32 logits (vocabulary,) of the next token, on the CPU.
 
     Each call computes the last token only, with the keys and values that the model returned before. A model that
@@ -202,14 +208,14 @@ def _stepper(tuned: Any, prompt: list[int]) -> Callable[[list[int]], Any]:
     import torch
 
     accepts = inspect.signature(tuned.get_base_model().forward).parameters
-    options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
+    options: dict[str, object] = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
     cached = "past_key_values" in accepts
-    cache = None
+    cache: Cache | None = None
 
-    def step(said: list[int]) -> Any:
+    def step(said: list[int]) -> "Tensor":
         nonlocal cache
         ids = torch.tensor([said[-1:] if cache is not None else prompt + said], device=tuned.device)
-        kept = {"past_key_values": cache, "use_cache": True} if cached else {}
+        kept: dict[str, object] = {"past_key_values": cache, "use_cache": True} if cached else {}
         output = tuned(input_ids=ids, **kept, **options)
         cache = output.past_key_values if cached else None
         return output.logits[0, -1].float().cpu()
@@ -217,7 +223,7 @@ def _stepper(tuned: Any, prompt: list[int]) -> Callable[[list[int]], Any]:
     return step
 
 
-def _choose(logits: Any, sampling: Sampling, generator: Any) -> int:
+def _choose(logits: "Tensor", sampling: Sampling, generator: "torch.Generator") -> int:
     import torch
 
     if sampling.temperature < COLDEST:
@@ -229,6 +235,8 @@ def _choose(logits: Any, sampling: Sampling, generator: Any) -> int:
     return int(indices[torch.multinomial(ordered * kept, 1, generator=generator)])
 
 
-def answer(tuned: Any, tokenizer: Any, prompt: Sequence[int], sampling: Sampling, base: bool = False) -> str:
+def answer(
+    tuned: TunedModel, tokenizer: Tokenizer, prompt: Sequence[int], sampling: Sampling, base: bool = False
+) -> str:
     """The whole answer at once; see `stream`."""
     return "".join(stream(tuned, tokenizer, prompt, sampling, base)).strip()

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar, TypeVarTuple
 
 from silotune.inference.errors import ApiError
 from silotune.inference.generation import Piece, Reply
@@ -13,6 +13,7 @@ MOST_WAITING = 64
 
 
 T = TypeVar("T")
+Given = TypeVarTuple("Given")
 
 
 class GenerationQueue:
@@ -33,7 +34,7 @@ class GenerationQueue:
         if self._here > MOST_WAITING:
             raise ApiError(503, "too many requests wait for the model; try again later.", code="overloaded")
 
-    async def do(self, call: Callable[..., T], *args: Any) -> T:
+    async def do(self, call: Callable[[*Given], T], *args: *Given) -> T:
         """Call something that uses the model or its tokenizer."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
 

@@ -5,7 +5,6 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from silotune.inference.generation import Finish
 
@@ -37,34 +36,34 @@ class Form:
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, choices: Sequence[tuple[str, Finish]], usage: Usage) -> dict[str, Any]:
+    def whole(self, choices: Sequence[tuple[str, Finish]], usage: Usage) -> dict[str, object]:
         """The answer in one piece; each choice is (text, why it ended)."""
-        written = []
+        written: list[dict[str, object]] = []
         for index, (text, finish) in enumerate(choices):
             said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
             written.append({"index": index, **said, "finish_reason": finish, "logprobs": None})
         return self._frame("chat.completion", written) | {"usage": usage.json()}
 
-    def opening(self) -> list[dict[str, Any]]:
+    def opening(self) -> list[dict[str, object]]:
         """What a stream begins with: in a chat, who speaks."""
         return [self._chunk(0, {"role": "assistant", "content": ""}, None)] if self.chat else []
 
-    def chunk(self, index: int, text: str, finish: Finish | None) -> list[dict[str, Any]]:
+    def chunk(self, index: int, text: str, finish: Finish | None) -> list[dict[str, object]]:
         """What comes of one more piece of a choice."""
         if not self.chat:
             return [self._chunk(index, text, finish)] if text or finish else []
         chunks = [self._chunk(index, {"content": text}, None)] if text else []
         return [*chunks, *([self._chunk(index, {}, finish)] if finish else [])]
 
-    def closing(self, usage: Usage) -> list[dict[str, Any]]:
+    def closing(self, usage: Usage) -> list[dict[str, object]]:
         """What a stream ends with."""
         return [self._frame("chat.completion.chunk", []) | {"usage": usage.json()}] if self.with_usage else []
 
-    def _chunk(self, index: int, said: Any, finish: Finish | None) -> dict[str, Any]:
+    def _chunk(self, index: int, said: object, finish: Finish | None) -> dict[str, object]:
         choice = {"index": index, "delta" if self.chat else "text": said, "finish_reason": finish, "logprobs": None}
         return self._frame("chat.completion.chunk", [choice]) | ({"usage": None} if self.with_usage else {})
 
-    def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _frame(self, kind: str, choices: list[dict[str, object]]) -> dict[str, object]:
         return {
             "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{self.id}",
             "object": kind if self.chat else "text_completion",
@@ -74,7 +73,7 @@ class Form:
         }
 
 
-def event(data: dict[str, Any]) -> str:
+def event(data: dict[str, object]) -> str:
     """One event of a stream."""
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -10,7 +10,7 @@ from silotune.data.rows import Role, Turn
 from silotune.inference.errors import ApiError
 from silotune.inference.generation import Sampling
 
-NEUTRAL: Mapping[str, Sequence[Any]] = {
+NEUTRAL: Mapping[str, Sequence[object]] = {
     "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "logprobs": (False,), "logit_bias": ({},),
     "presence_penalty": (0, 0.0), "frequency_penalty": (0, 0.0), "tools": ([],), "tool_choice": ("none", "auto"),
     "response_format": ({"type": "text"},), "modalities": (["text"],), "store": (False,), "metadata": ({},),
@@ -46,7 +46,7 @@ class _Request(_Form):
 
     @field_validator("stop", mode="before")
     @classmethod
-    def _listed(cls, stop: Any) -> Any:
+    def _listed(cls, stop: object) -> object:
         return [stop] if isinstance(stop, str) else stop
 
     def sampling(self, max_tokens: int) -> Sampling:
@@ -70,7 +70,7 @@ class Message(_Form):
 
     @field_validator("content", mode="before")
     @classmethod
-    def _joined(cls, content: Any) -> Any:
+    def _joined(cls, content: object) -> object:
         if not isinstance(content, list):
             return content
         for part in content:
@@ -124,7 +124,7 @@ class CompletionRequest(_Request):
 
     @field_validator("prompt", mode="before")
     @classmethod
-    def _listed_prompt(cls, prompt: Any) -> Any:
+    def _listed_prompt(cls, prompt: object) -> object:
         return [prompt] if isinstance(prompt, str) else prompt
 
     @field_validator("prompt")
@@ -149,7 +149,7 @@ def _encodable(text: str) -> str:
     return text
 
 
-def parse(form: type[Form], body: Any) -> Form:
+def parse(form: type[Form], body: object) -> Form:
     """Check a request's JSON.
 
     Raises:
@@ -169,11 +169,11 @@ def parse(form: type[Form], body: Any) -> Form:
     return request
 
 
-def _given(message: Any) -> Any:
+def _given(message: object) -> object:
     return {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else message
 
 
-def _changes_nothing(key: str, value: Any) -> bool:
+def _changes_nothing(key: str, value: object) -> bool:
     return (
         value is None
         or key in UNHEEDED

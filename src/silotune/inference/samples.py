@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from silotune import atomic
 from silotune.data import leaks
 from silotune.data.corpus import chosen_rows, counted_rows, first_test_rows, leaks_of, options_of, reading_of, silos_of
 from silotune.data.rendering import learned
 from silotune.data.rows import Row
+from silotune.data.tokenizer import Tokenizer
 from silotune.data.tokens import ChatOptions, encode_beginning, encode_prompt
 from silotune.federation.run import RunFolder
 from silotune.inference import chat, generation
@@ -32,13 +33,24 @@ def path(folder: RunFolder) -> Path:
     return folder.path / "samples.json"
 
 
-def read(folder: RunFolder) -> list[dict[str, Any]]:
+class Sample(TypedDict):
+    """A held-out question, what the row answers, and what the two models do."""
+
+    silo: str
+    question: str
+    reference: str
+    base: str
+    tuned: str
+
+
+def read(folder: RunFolder) -> list[Sample]:
     """The samples of a run; none if the recipe asked for none."""
     file = path(folder)
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    found: list[Sample] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    return found
 
 
-def _asked(row: Row, tokenizer: Any, options: ChatOptions) -> tuple[list[int], str, str]:
+def _asked(row: Row, tokenizer: Tokenizer, options: ChatOptions) -> tuple[list[int], str, str]:
     """Of a conversation the tokens up to its last answer, the last question and the answer; of a plain text its
     first half and what follows."""
     if row.text is None:
@@ -61,7 +73,7 @@ def write(folder: RunFolder) -> None:
     recipe = folder.recipe()
     resident = load(folder)
     sampling = Sampling(max_tokens=SAMPLE_TOKENS)
-    found = []
+    found: list[Sample] = []
     reading, silos = reading_of(recipe.data), silos_of(recipe.data, recipe.seed)
     leaked = leaks_of(silos, reading, recipe.data.holdout, recipe.seed) if recipe.data.drop_leaks else None
     for files in silos:

@@ -11,8 +11,8 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
 
 from silotune.errors import InputError, LengthError, RunError, SilotuneError
 from silotune.federation import checkpoint
@@ -43,7 +43,7 @@ class Talker:
         """Nothing is started yet."""
         self._run = run
         self._one = threading.Lock()
-        self._process: Any = None
+        self._process: SpawnProcess | None = None
         self._line: Connection | None = None
 
     def ask(self, turns: Turns, max_tokens: int) -> "Answers":
@@ -70,7 +70,7 @@ class Talker:
 
     def line(self) -> Connection:
         """To the process, which is started if it is not there."""
-        if self._line is None or not self._process.is_alive():
+        if self._line is None or self._process is None or not self._process.is_alive():
             self.close()
             context = multiprocessing.get_context("spawn")
             self._line, other = context.Pipe()
@@ -101,7 +101,7 @@ class Answers:
     def __iter__(self) -> "Answers":
         return self
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> dict[str, object]:
         """The next piece."""
         if self._state in ("ended", "closed"):
             raise StopIteration
@@ -111,7 +111,7 @@ class Answers:
                 self._line.send_bytes(self._asked)
                 self._state = "under way"
             assert self._line is not None
-            said: dict[str, Any] = json.loads(self._line.recv_bytes())
+            said: dict[str, object] = json.loads(self._line.recv_bytes())
         except (EOFError, OSError):
             self._talker.close()
             said = {"error": "the model's process has ended, perhaps for want of memory."}
@@ -144,7 +144,7 @@ def _live(line: Connection, path: str) -> None:
             return
         if "turns" not in asked:
             continue  # a stop that came when the answer had ended
-        said: dict[str, Any] = {"done": True}
+        said: dict[str, object] = {"done": True}
         try:
             _answer(line, run, asked["turns"], asked["max_tokens"])
         except SilotuneError as error:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from silotune.data.chat_template import prepare
+from silotune.data.tokenizer import Tokenizer
 from silotune.errors import ModelError
 from silotune.model import embedded, gguf
 from silotune.model.gguf import in_a_line
+from silotune.model.protocols import GenerationSettings, Model
 from silotune.model.trial import out_of_memory
 from silotune.recipe import looks_like_path
 
@@ -96,19 +98,19 @@ def locate(base: str) -> str:
     raise ModelError(f"model.base: {base}: no such file or folder.")
 
 
-def load_tokenizer(location: str) -> Any:
+def load_tokenizer(location: str) -> Tokenizer:
     """Load the tokenizer, with a chat template that can be trained with (`data.chat_template.prepare`).
 
     A missing pad token needs no new token and no larger embedding: padding is masked, so any id serves.
     """
-    tokenizer = _load("AutoTokenizer", location)
+    tokenizer: Tokenizer = _load("AutoTokenizer", location)
     if not tokenizer.eos_token:
         raise ModelError(f"model.base: the tokenizer of {location} has no end-of-sequence token to end an answer with.")
     prepare(tokenizer)
     return tokenizer
 
 
-def load_model(location: str, placement: Placement) -> Any:
+def load_model(location: str, placement: Placement) -> Model:
     """Load the frozen base model in evaluation mode.
 
     Raises:
@@ -116,7 +118,7 @@ def load_model(location: str, placement: Placement) -> Any:
     """
     import torch
 
-    options: dict[str, Any] = {"dtype": torch.float32 if placement.dtype == "float32" else torch.bfloat16}
+    options: dict[str, object] = {"dtype": torch.float32 if placement.dtype == "float32" else torch.bfloat16}
     if placement.dtype == "nf4":
         from transformers import BitsAndBytesConfig
 
@@ -126,6 +128,7 @@ def load_model(location: str, placement: Placement) -> Any:
     if placement.device == "cuda":
         options["device_map"] = {"": torch.cuda.current_device()}
     options["use_safetensors"] = True  # other files of weights can run code as they are read
+    model: Model
     model, told = _load("AutoModelForCausalLM", location, output_loading_info=True, **options)
     if told["missing_keys"]:  # transformers would go on with random numbers in their place
         raise ModelError(
@@ -137,18 +140,21 @@ def load_model(location: str, placement: Placement) -> Any:
     return model.eval()
 
 
-def generation_settings(location: str) -> Any:
+def generation_settings(location: str) -> GenerationSettings:
     """The generation settings of a base: its own file's, or what its configuration says."""
     import transformers
 
     config = _load("AutoConfig", location)
     try:
-        return transformers.GenerationConfig.from_pretrained(location, local_files_only=Path(location).is_dir())
+        found: GenerationSettings = transformers.GenerationConfig.from_pretrained(
+            location, local_files_only=Path(location).is_dir()
+        )
     except OSError:  # most bases without a file of their own
-        return transformers.GenerationConfig.from_model_config(config)
+        found = transformers.GenerationConfig.from_model_config(config)
+    return found
 
 
-def load_skeleton(location: str) -> Any:
+def load_skeleton(location: str) -> Model:
     """Build the model's modules without weights (on torch's `meta` device): all that naming LoRA factors needs."""
     import torch
     import transformers
@@ -156,9 +162,10 @@ def load_skeleton(location: str) -> Any:
     config = _load("AutoConfig", location)
     with torch.device("meta"):
         try:
-            return transformers.AutoModelForCausalLM.from_config(config)
+            skeleton: Model = transformers.AutoModelForCausalLM.from_config(config)
         except Exception as error:  # whatever a model's own code makes of a strange configuration
             raise ModelError(f"model.base: {location} is no causal language model ({in_a_line(error)}).") from None
+    return skeleton
 
 
 PARTS = {
@@ -169,7 +176,7 @@ PARTS = {
 """What it means that transformers cannot load something."""
 
 
-def _load(kind: str, location: str, **options: Any) -> Any:
+def _load(kind: str, location: str, **options: object) -> Any:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import transformers
 

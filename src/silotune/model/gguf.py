@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from silotune.cache import build_once, kept
 from silotune.errors import ModelError
+from silotune.model.protocols import Model
 
 
 def sha256_of(path: Path) -> str:
@@ -76,10 +77,10 @@ def convert(path: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _forget_quantization(model: "object") -> None:
+def _forget_quantization(model: Model) -> None:
     """Drop the marks of the GGUF file: the weights are plain float32 now, and transformers would refuse to save."""
     for holder, names in (
-        (model.config, ("quantization_config",)),  # type: ignore[attr-defined]
+        (model.config, ("quantization_config",)),
         (model, ("hf_quantizer", "quantization_method", "is_quantized")),
     ):
         for name in names:

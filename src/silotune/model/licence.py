@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from silotune.model import embedded
 from silotune.recipe import looks_like_path
@@ -33,9 +32,10 @@ def licence_of(base: str) -> Licence | None:
     return _checked(_of_gguf(path), "the base model's GGUF file")
 
 
-def _checked(found: Any, source: str) -> Licence | None:
-    usable = isinstance(found, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}", found)
-    return Licence(found.lower(), source) if usable else None
+def _checked(found: object, source: str) -> Licence | None:
+    if not isinstance(found, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,60}", found):
+        return None
+    return Licence(found.lower(), source)
 
 
 def _cached_card(hub_id: str) -> Path | None:
@@ -45,7 +45,7 @@ def _cached_card(hub_id: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _of_card(path: Path | None) -> Any:
+def _of_card(path: Path | None) -> object:
     if path is None or not path.is_file():
         return None
     from huggingface_hub import metadata_load
@@ -57,7 +57,7 @@ def _of_card(path: Path | None) -> Any:
         return None
 
 
-def _of_gguf(path: Path) -> Any:
+def _of_gguf(path: Path) -> object:
     from gguf import GGUFReader
 
     try:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +18,22 @@ from numpy.typing import NDArray
 from silotune.atomic import tensor_errors
 from silotune.errors import ModelError
 from silotune.model.adapter import NO_NORMS, AdapterSpec, AdapterState, absolute, fault_of, parsed_name, relative
+from silotune.model.protocols import LoraLinear, Model, TunedModel
 from silotune.model.targets import last_part, target_modules
 from silotune.settings import LoraSettings
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from torch import Tensor
 
-def peft_config(model: Any, settings: LoraSettings) -> Any:
+
+def peft_config(model: Model, settings: LoraSettings) -> "LoraConfig":
     """The LoraConfig of these settings for this model."""
     names = target_modules(model, settings)
     return _config(settings, _short(model, names), _conv1d(model, names[0]))
 
 
-def _config(settings: LoraSettings, names: list[str], conv1d: bool = False) -> Any:
+def _config(settings: LoraSettings, names: list[str], conv1d: bool = False) -> "LoraConfig":
     from peft import LoraConfig, TaskType
 
     return LoraConfig(
@@ -43,20 +48,20 @@ def _config(settings: LoraSettings, names: list[str], conv1d: bool = False) -> A
     )
 
 
-def _short(model: Any, names: list[str]) -> list[str]:
+def _short(model: Model, names: list[str]) -> list[str]:
     """The last parts of the names where those alone mean the same modules, else the full names."""
     last = sorted({last_part(name) for name in names})
     meant = {name for name, _ in model.named_modules() if last_part(name) in last}
     return last if meant == set(names) else sorted(names)
 
 
-def _conv1d(model: Any, name: str) -> bool:
+def _conv1d(model: Model, name: str) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(model.get_submodule(name), Conv1D)
 
 
-def attach(model: Any, settings: LoraSettings, norms: AdapterState = NO_NORMS) -> Any:
+def attach(model: Model, settings: LoraSettings, norms: AdapterState = NO_NORMS) -> TunedModel:
     """Put an adapter on a base model, in place, and return PEFT's model around it.
 
     Its tensors are float32 whatever the base is. On a skeleton (meta device) they have shapes only.
@@ -76,7 +81,9 @@ def attach(model: Any, settings: LoraSettings, norms: AdapterState = NO_NORMS) -
         # PEFT reads an attribute that transformers renames, and warns of Conv1D layers though fan_in_fan_out is set.
         warnings.filterwarnings("ignore", message=".*(is_gradient_checkpointing|fan_in_fan_out).*")
         try:
-            tuned = peft.get_peft_model(model, config, autocast_adapter_dtype=True, low_cpu_mem_usage=on_meta)
+            tuned: TunedModel = peft.get_peft_model(
+                model, config, autocast_adapter_dtype=True, low_cpu_mem_usage=on_meta
+            )
         except ValueError as error:
             raise ModelError(f"lora.targets: PEFT cannot adapt that ({str(error).splitlines()[0]}).") from None
     if not on_meta:
@@ -84,11 +91,11 @@ def attach(model: Any, settings: LoraSettings, norms: AdapterState = NO_NORMS) -
     return tuned
 
 
-def _on_meta(model: Any) -> bool:
+def _on_meta(model: Model) -> bool:
     return bool(next(iter(model.parameters())).is_meta)
 
 
-def layers(tuned: Any) -> dict[str, Any]:
+def layers(tuned: TunedModel) -> dict[str, LoraLinear]:
     """The adapted layers of PEFT's model by name."""
     from peft.tuners.lora import LoraLayer
 
@@ -99,7 +106,7 @@ SAME_NORM = 0.03
 """A norm of a stored weight and that of the loaded one differ by at most this share: bfloat16 rounds to 8 bits."""
 
 
-def _start_magnitudes(tuned: Any, norms: AdapterState) -> None:
+def _start_magnitudes(tuned: TunedModel, norms: AdapterState) -> None:
     """Set magnitudes to the norms of the stored rows, to the same bits whatever numbers the base is computed in.
 
     Raises:
@@ -122,7 +129,7 @@ def _start_magnitudes(tuned: Any, norms: AdapterState) -> None:
         tensor.data.copy_(norm)
 
 
-def factors(tuned: Any) -> dict[str, Any]:
+def factors(tuned: TunedModel) -> "dict[str, Tensor]":
     """The adapter's tensors in PEFT's model by the names of PEFT's file, sorted; they are the tensors themselves."""
     named = {_name_in_file(name): parameter for name, parameter in tuned.named_parameters()}
     return {name: named[name] for name in sorted(named) if parsed_name(name)}
@@ -135,7 +142,7 @@ def _name_in_file(name: str) -> str:
 
 
 @contextmanager
-def trainable(tuned: Any, names: Set[str]) -> Iterator[dict[str, Any]]:
+def trainable(tuned: TunedModel, names: Set[str]) -> "Iterator[dict[str, Tensor]]":
     """While it lasts, gradients flow into these of the adapter's tensors and into no others; yields them by name."""
     tensors = factors(tuned)
     for name, tensor in tensors.items():
@@ -147,12 +154,12 @@ def trainable(tuned: Any, names: Set[str]) -> Iterator[dict[str, Any]]:
             tensor.requires_grad_(True)
 
 
-def spec_of(tuned: Any) -> AdapterSpec:
+def spec_of(tuned: TunedModel) -> AdapterSpec:
     """Names and shapes of the adapter that PEFT's model carries."""
     return AdapterSpec.of({name: tuple(parameter.shape) for name, parameter in factors(tuned).items()})
 
 
-def put(tuned: Any, adapter: AdapterState) -> None:
+def put(tuned: TunedModel, adapter: AdapterState) -> None:
     """Copy an adapter into the model, in place; names and shapes must be the model's own."""
     import torch
 
@@ -168,13 +175,13 @@ def put(tuned: Any, adapter: AdapterState) -> None:
             tensor.copy_(torch.from_numpy(np.array(whole[name], np.float32)))
 
 
-def take(tuned: Any) -> dict[str, NDArray[np.float32]]:
+def take(tuned: TunedModel) -> dict[str, NDArray[np.float32]]:
     """Copy the adapter out of the model, as float32 on the CPU."""
     whole = {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in factors(tuned).items()}
     return dict(relative(whole, tuned.base_norms))
 
 
-def merged(tuned: Any) -> Any:
+def merged(tuned: TunedModel) -> Model:
     """The base with the adapter added into its weights, in place; PEFT's model is used up.
 
     Raises:
@@ -186,7 +193,7 @@ def merged(tuned: Any) -> Any:
         raise ModelError(f"the adapter cannot be merged ({str(error).splitlines()[0]}).") from None
 
 
-def save(adapter: AdapterState, config: Any, folder: Path, base: str, norms: AdapterState = NO_NORMS) -> None:
+def save(adapter: AdapterState, config: "LoraConfig", folder: Path, base: str, norms: AdapterState = NO_NORMS) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json`, as PEFT itself would.
 
     Args:
@@ -279,7 +286,7 @@ ESSENTIAL = {"peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "bias", "
 """Keys that must be there."""
 
 
-def _are_adapted(targets: list[Any], modules: list[str]) -> bool:
+def _are_adapted(targets: list[object], modules: list[str]) -> bool:
     """Whether PEFT finds these modules by these names, and no name stands for nothing."""
 
     def finds(target: object, module: str) -> bool:

@@ -3,12 +3,12 @@
 import gc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from silotune.errors import ModelError
 from silotune.model import base, lora, probing
 from silotune.model.adapter import AdapterState
 from silotune.model.magnitudes import base_norms
+from silotune.model.protocols import GenerationSettings, Model
 from silotune.model.stopping import stopping
 from silotune.settings import LoraSettings
 
@@ -73,7 +73,7 @@ def write_merged(location: str, settings: LoraSettings, adapter: AdapterState, f
     return checked
 
 
-def _save(model: Any, settings: Any, folder: Path) -> None:
+def _save(model: Model, settings: GenerationSettings, folder: Path) -> None:
     model.config.use_cache = True  # off for training
     model.generation_config = settings
     with base.without_bars():

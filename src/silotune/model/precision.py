@@ -9,9 +9,10 @@ whose norms of whole rows are not to be rounded.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from silotune.model import lora
+from silotune.model.protocols import LoraLinear, TunedModel
 
 if TYPE_CHECKING:  # loading torch takes seconds, and most commands do without
     import torch
@@ -21,7 +22,7 @@ DEVICES = {"cuda"}
 """Types of devices that multiply faster in bfloat16 than in float32."""
 
 
-def mix(tuned: Any) -> None:
+def mix(tuned: TunedModel) -> None:
     """Have the adapted layers of PEFT's model compute in the base's numbers from now on, where that is faster."""
     for layer in lora.layers(tuned).values():
         if working_dtype(layer) is not None:
@@ -29,7 +30,7 @@ def mix(tuned: Any) -> None:
             layer.forward = in_base_numbers(layer, layer.forward)
 
 
-def working_dtype(layer: Any) -> "torch.dtype | None":
+def working_dtype(layer: LoraLinear) -> "torch.dtype | None":
     """The numbers in which a layer's products with its factors are computed; None: in the factors' own."""
     import torch
 
@@ -39,7 +40,7 @@ def working_dtype(layer: Any) -> "torch.dtype | None":
     return torch.bfloat16  # a base in four bits computes in it too
 
 
-def in_base_numbers(layer: Any, forward: "Callable[..., Tensor]") -> "Callable[..., Tensor]":
+def in_base_numbers(layer: LoraLinear, forward: "Callable[..., Tensor]") -> "Callable[..., Tensor]":
     """A layer's forward pass with its products in the numbers that `working_dtype` says."""
     import torch
 

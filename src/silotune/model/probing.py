@@ -1,14 +1,18 @@
 """Whether two models are the same: their logits on random sequences, which are the same on every machine."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
+from silotune.model.protocols import Model
 from silotune.model.targets import longest_input
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SEQUENCES, TOKENS = 4, 48
 """How many sequences there are, and their length."""
 
 
-def logits(model: Any) -> Any:
+def logits(model: Model) -> "Tensor":
     """A model's logits on the sequences: float32 (SEQUENCES, length, vocabulary).
 
     Args:
@@ -23,7 +27,7 @@ def logits(model: Any) -> Any:
         return model(input_ids=ids).logits.float()
 
 
-def largest_difference(one: Any, other: Any) -> float:
+def largest_difference(one: "Tensor", other: "Tensor") -> float:
     """The largest difference of any logit; infinite where the shapes differ or a number is none."""
     import torch
 

@@ -8,7 +8,6 @@ form: the norms of W + s B_k A_k are another matrix for each adapter.
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +15,13 @@ from torch import Tensor
 from silotune.model import lora
 from silotune.model.adapter import AdapterState, tensor_name
 from silotune.model.precision import in_base_numbers, working_dtype
+from silotune.model.protocols import LoraLinear, TunedModel
 
 Factors = Mapping[str, Tensor]
 """An adapter's tensors by the names of PEFT's file."""
 
 
-def factors_like(tuned: Any, adapter: AdapterState, trainable: Set[str]) -> dict[str, Tensor]:
+def factors_like(tuned: TunedModel, adapter: AdapterState, trainable: Set[str]) -> dict[str, Tensor]:
     """An adapter in tensors of its own, as those of PEFT's model; it takes the place of the one in there.
 
     Args:
@@ -36,7 +36,7 @@ def factors_like(tuned: Any, adapter: AdapterState, trainable: Set[str]) -> dict
 
 
 @contextmanager
-def stacked(tuned: Any, adapters: Sequence[Factors]) -> Iterator[None]:
+def stacked(tuned: TunedModel, adapters: Sequence[Factors]) -> Iterator[None]:
     """While it lasts, these adapters take the place of the one that lies in PEFT's model.
 
     What goes through the model has rows in as many equal parts, one after another, as there are adapters. Gradients
@@ -59,7 +59,9 @@ def stacked(tuned: Any, adapters: Sequence[Factors]) -> Iterator[None]:
             layer.forward = own[name]
 
 
-def _forward(layer: Any, pairs: Sequence[tuple[Tensor, Tensor]], x: Tensor, *args: Any, **named: Any) -> Tensor:
+def _forward(
+    layer: LoraLinear, pairs: Sequence[tuple[Tensor, Tensor]], x: Tensor, *args: object, **named: object
+) -> Tensor:
     """As PEFT's own layer, (..., width in) to (..., width out): in the base's numbers, products as in `precision`."""
     result: Tensor = layer.base_layer(x, *args, **named)
     down, up = (torch.stack(factors) for factors in zip(*pairs, strict=True))

@@ -2,10 +2,11 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 from silotune.data.chat_template import template_of
 from silotune.data.rendering import turn_end
+from silotune.data.tokenizer import Tokenizer
+from silotune.model.protocols import GenerationSettings
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Stops:
     """The end of turn of a chat template that writes it in words."""
 
 
-def stops_of(settings: Any, tokenizer: Any) -> Stops:
+def stops_of(settings: GenerationSettings, tokenizer: Tokenizer) -> Stops:
     """What ends an answer.
 
     Args:
@@ -32,7 +33,7 @@ def stops_of(settings: Any, tokenizer: Any) -> Stops:
     return Stops(tuple(tokens), (end.stop,) if end.stop else ())
 
 
-def stopping(settings: Any, tokenizer: Any) -> Any:
+def stopping(settings: GenerationSettings, tokenizer: Tokenizer) -> GenerationSettings:
     """The generation settings of a base, saying all that ends an answer: what belongs beside its tuned model."""
     stops, found = stops_of(settings, tokenizer), copy.deepcopy(settings)
     found.eos_token_id = stops.tokens[0] if len(stops.tokens) == 1 else list(stops.tokens)

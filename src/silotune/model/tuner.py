@@ -4,13 +4,15 @@ import functools
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
+from silotune.data.tokenizer import Tokenizer
 from silotune.errors import ModelError
 from silotune.model import base as base_model
 from silotune.model import lora, precision
 from silotune.model.adapter import AdapterSpec, AdapterState
 from silotune.model.magnitudes import base_norms
+from silotune.model.protocols import TunedModel
 from silotune.model.stored import describe
 from silotune.settings import NOT_NF4, LoraSettings
 
@@ -19,9 +21,9 @@ from silotune.settings import NOT_NF4, LoraSettings
 class Tuner:
     """A base model with an adapter that is exchanged by copying."""
 
-    model: Any
+    model: TunedModel
     """PEFT's model."""
-    tokenizer: Any
+    tokenizer: Tokenizer
     spec: AdapterSpec
     norms: AdapterState
     """Of the base's rows, by the names of the magnitudes (`magnitudes.base_norms`)."""

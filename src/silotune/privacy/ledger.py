@@ -7,11 +7,11 @@ run ends). One that came later still left its silo and is not in the server's le
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from silotune.wire.envelope import Direction, Scalar
 
@@ -39,26 +39,42 @@ class Entry:
     """Came after its deadline and was not used."""
 
 
+class LedgerLine(TypedDict):
+    """An entry as it stands in the file."""
+
+    time: str
+    """When it was entered, in ISO's form."""
+    direction: Direction
+    silo: str
+    kind: str
+    round: int
+    bytes: int
+    dtype: str | None
+    sha256: str
+    node: int | None
+    late: bool
+    fields: dict[str, Scalar]
+    tensors: Sequence[Sequence[Any]]
+    """Pairs of name and shape; JSON has no tuples whose parts have types of their own."""
+
+
 def append(path: Path, entry: Entry) -> None:
     """Append an entry as one line of JSON in one write, so that no crash of this process can tear it."""
-    line = json.dumps(
-        {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "direction": entry.direction,
-            "silo": entry.silo,
-            "kind": entry.kind,
-            "round": entry.round,
-            "bytes": entry.bytes,
-            "dtype": entry.dtype,
-            "sha256": entry.sha256,
-            "node": entry.node,
-            "late": entry.late,
-            "fields": dict(entry.fields),
-            "tensors": [[name, list(shape)] for name, shape in entry.tensors],
-        },
-        ensure_ascii=False,
-    )
-    append_line(path, line)
+    line: LedgerLine = {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "direction": entry.direction,
+        "silo": entry.silo,
+        "kind": entry.kind,
+        "round": entry.round,
+        "bytes": entry.bytes,
+        "dtype": entry.dtype,
+        "sha256": entry.sha256,
+        "node": entry.node,
+        "late": entry.late,
+        "fields": dict(entry.fields),
+        "tensors": [[name, list(shape)] for name, shape in entry.tensors],
+    }
+    append_line(path, json.dumps(line, ensure_ascii=False))
 
 
 def append_line(path: Path, line: str) -> None:
@@ -75,7 +91,7 @@ def append_line(path: Path, line: str) -> None:
         os.close(descriptor)
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path) -> Iterator[Any]:
     """All lines of a file that `append_line` wrote, in order; torn ones are passed over, a missing file is empty."""
     if not path.exists():
         return

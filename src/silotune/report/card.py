@@ -2,7 +2,7 @@
 
 import html
 import json
-from typing import Any, Literal
+from typing import Literal
 
 from silotune import atomic
 from silotune.federation.checkpoint import latest
@@ -72,7 +72,7 @@ def text(run: RunFolder, form: Form, checked: Checked | None = None, again: floa
     )
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     """Text that stays within its cell of a table, and is no markup."""
     escaped = html.escape(str(value), quote=False)
     return "".join(f"\\{c}" if c in "|\\`*_[]" else c for c in escaped)

@@ -5,10 +5,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from silotune.federation.checkpoint import known_silos
+from silotune.federation.metrics import Evaluation, RoundLine, SiloLine
 from silotune.federation.run import RunFolder
+from silotune.privacy.ledger import LedgerLine
 from silotune.report.timing import Clock, RoundTime
 from silotune.report.traffic import Traffic
 
@@ -79,7 +80,7 @@ class RunFigures:
     """A whole run."""
 
     silos: Sequence[SiloFigures]
-    rounds: Sequence[Mapping[str, Any]]
+    rounds: Sequence[RoundLine]
     """The lines of metrics.jsonl that are about a round."""
     base_bytes: int
     traffic: Traffic
@@ -92,7 +93,7 @@ class RunFigures:
         return self.traffic.messages
 
     @property
-    def means(self) -> Mapping[int, Mapping[str, float]]:
+    def means(self) -> Mapping[int, Evaluation]:
         """Held-out figures by round, over all silos, weighted by held-out tokens."""
         return {line["round"]: line["evaluation"] for line in self.rounds if line["evaluation"]}
 
@@ -138,7 +139,7 @@ class Books:
         """Before the first message."""
         return cls(Traffic(), Clock())
 
-    def add(self, entries: Iterable[Mapping[str, Any]]) -> "Books":
+    def add(self, entries: Iterable[LedgerLine]) -> "Books":
         """Take further messages in."""
         for entry in entries:
             self.traffic.add(entry)
@@ -156,9 +157,10 @@ def gather(run: RunFolder, books: Books | None = None) -> RunFigures:
     lines = run.metrics()
     profiles = known_silos(run)
     books = books or Books.empty().add(run.ledger())
-    own: dict[str, list[dict[str, Any]]] = {name: [] for name in profiles}
+    own: dict[str, list[SiloLine]] = {name: [] for name in profiles}
     for line in lines:
-        own.get(str(line["silo"]), []).append(line)
+        if line["silo"] is not None:
+            own.get(line["silo"], []).append(line)
     silos = []
     for name, profile in sorted(profiles.items()):
         scored = [(line["round"], line["evaluation"]) for line in own[name] if line["evaluation"]]

@@ -7,14 +7,16 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from silotune.errors import RunError
-from silotune.federation.progress import read_progress
+from silotune.federation.progress import ProgressState, read_progress
 from silotune.federation.run import RunFolder, worked_on
+from silotune.privacy.ledger import LedgerLine
 from silotune.report import page
 from silotune.report.figures import Books, RunFigures
 from silotune.report.render import duration, environment
+from silotune.report.timing import Work
+from silotune.settings import Recipe
 
 
 @dataclass
@@ -24,7 +26,7 @@ class Tail:
     path: Path
     offset: int = 0
 
-    def read(self) -> Iterator[dict[str, Any]]:
+    def read(self) -> Iterator[LedgerLine]:
         """Yield lines that are new since the last call; torn ones are passed over."""
         if not self.path.exists():
             return
@@ -47,7 +49,7 @@ class Following:
     run: RunFolder
     _books: Books = field(default_factory=Books.empty)
     _version: str = ""
-    _content: Mapping[str, Any] | None = None
+    _content: Mapping[str, object] | None = None
     _main: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -66,15 +68,16 @@ class Following:
             self._fresh()
             return self._version, self._main
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, object]:
         """What goes on at this moment, for JSON: `version`, `state`, `words`, `round`, `rounds`, `silos`.
 
         `state` is `finished`, `running` or `stopped`.
         """
         with self._lock:
             content = self._fresh()
-            figures: RunFigures = content["figures"]
-            rounds = content["recipe"].training.rounds
+            figures, recipe = content["figures"], content["recipe"]
+            assert isinstance(figures, RunFigures) and isinstance(recipe, Recipe)
+            rounds = recipe.training.rounds
             running = worked_on(self.run)
             state = "running" if running else "finished" if figures.finished else "stopped"
             silos = self._silos(figures, figures.done + 1 if figures.rounds else 0) if running else []
@@ -82,7 +85,7 @@ class Following:
             return {"version": self._version, "state": state, "words": words, "round": figures.done, "rounds": rounds,
                     "silos": silos}  # fmt: skip
 
-    def _fresh(self) -> Mapping[str, Any]:
+    def _fresh(self) -> Mapping[str, object]:
         """What the page tells, gathered again if anything in the run folder is new that it tells of.
 
         While a state is being replaced it cannot be read: then what was gathered before stands until the next call.
@@ -127,7 +130,7 @@ class Following:
         left = f" About {duration(sum(past) / len(past) * (rounds - figures.done))} left." if past else ""
         return f"Round {figures.done + 1} of {rounds} goes on.{left}"
 
-    def _silos(self, figures: RunFigures, round_: int) -> Sequence[dict[str, Any]]:
+    def _silos(self, figures: RunFigures, round_: int) -> Sequence[dict[str, object]]:
         """Each silo's doings in the round that goes on."""
         progress = read_progress(self.run.scratch) if self.run.scratch.is_dir() else {}
         names = {silo.name for silo in figures.silos} | {n for n, why in self._books.traffic.greeted.items() if not why}
@@ -135,7 +138,7 @@ class Following:
         return [_doing(name, round_, progress.get(name, {}), answered) for name in sorted(names)]
 
 
-def _doing(name: str, round_: int, now: Mapping[str, Any], answered: Mapping[tuple[str, str], Any]) -> dict[str, Any]:
+def _doing(name: str, round_: int, now: ProgressState, answered: Mapping[tuple[str, str], Work]) -> dict[str, object]:
     """One silo's line: `silo`, `doing` and, while it trains, `step`, `steps`, `loss` and `rate` (tokens a second)."""
     if (name, "evaluate") in answered:
         return {"silo": name, "doing": "done"}

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from silotune.data.files import printable
-from silotune.federation.events import Event
-from silotune.federation.progress import read_progress
+from silotune.federation.events import Event, Fields
+from silotune.federation.progress import ProgressState, read_progress
 from silotune.federation.run import RunFolder
-from silotune.privacy.ledger import read_lines
+from silotune.privacy.ledger import LedgerLine, read_lines
 from silotune.report.figures import human_bytes
 from silotune.report.traffic import Traffic
 
@@ -133,7 +133,7 @@ class LiveTable:
 
     def __call__(self, event: Event) -> None:
         """Take an event into account."""
-        handler: Callable[[dict[str, Any]], None] | None = getattr(self, f"_on_{event.kind}", None)
+        handler: Callable[[Fields], None] | None = getattr(self, f"_on_{event.kind}", None)
         if handler:
             handler(dict(event.fields))
         if event.kind in REMARKS:
@@ -142,45 +142,45 @@ class LiveTable:
             for line in lines_for(event):
                 self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def _on_run(self, fields: dict[str, Any]) -> None:
+    def _on_run(self, fields: Fields) -> None:
         self._state.scratch = Path(fields["scratch"])
         self._state.note = "loading the base model at the silos"
         for line in read_lines(RunFolder(Path(fields["path"])).ledger_file):  # of a run that is gone on with
             self._state.traffic.add(line)
 
-    def _on_message(self, fields: dict[str, Any]) -> None:
+    def _on_message(self, fields: LedgerLine) -> None:
         self._state.traffic.add(fields)
 
-    def _on_start(self, fields: dict[str, Any]) -> None:
+    def _on_start(self, fields: Fields) -> None:
         self._state.rounds = fields["rounds"]
         self._state.round = self._state.done = self._state.resumed = fields["done"]
 
-    def _on_joined(self, fields: dict[str, Any]) -> None:
+    def _on_joined(self, fields: Fields) -> None:
         self._state.silos[fields["silo"]] = _Silo("joined")
 
-    def _on_round_start(self, fields: dict[str, Any]) -> None:
+    def _on_round_start(self, fields: Fields) -> None:
         state = self._state
         state.round, state.note = fields["round"], ""
         state.first_round = state.first_round or time.monotonic()
         for name, silo in state.silos.items():
             silo.status = "asked" if name in fields["cohort"] else "not asked"
 
-    def _on_answered(self, fields: dict[str, Any]) -> None:
+    def _on_answered(self, fields: Fields) -> None:
         silo = self._state.silos.setdefault(fields["silo"], _Silo())
         silo.status, silo.loss = "done", fields["loss"]
         silo.rate = fields["tokens"] / max(fields["seconds"], 1e-9)
 
-    def _on_left_out(self, fields: dict[str, Any]) -> None:
+    def _on_left_out(self, fields: Fields) -> None:
         self._state.silos.setdefault(str(fields["silo"]), _Silo()).status = "left out"
 
-    def _on_round(self, fields: dict[str, Any]) -> None:
+    def _on_round(self, fields: Fields) -> None:
         self._state.done = fields["round"]
         loss = f"{fields['evaluation']['loss']:.3f}" if fields["evaluation"] else "-"
         self._state.note = f"held-out loss {loss}" + (
             f", e_agg {fields['e_agg']:.3f}" if fields["e_agg"] is not None else ""
         )
 
-    def _on_finishing(self, _: dict[str, Any]) -> None:
+    def _on_finishing(self, _: Fields) -> None:
         self._state.note = "writing adapter and report"
 
     def _draw(self) -> Group:
@@ -197,7 +197,7 @@ class LiveTable:
         )
         return Group(Text(title, style="bold"), table, *(Text(line, style="red") for line in state.remarks[-5:]))
 
-    def _row(self, table: Table, name: str, silo: _Silo, now: dict[str, Any]) -> None:
+    def _row(self, table: Table, name: str, silo: _Silo, now: ProgressState) -> None:
         step, rate, loss, status = "", silo.rate, silo.loss, silo.status
         if now.get("round") == self._state.round and now.get("kind") == "train" and status == "asked":
             step, loss, status = f"{now['step']}/{now['steps']}", now["loss"], "training"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from silotune import atomic
 from silotune.compare import comparison as compared
@@ -35,7 +35,7 @@ def write(run: RunFolder) -> Path:
     return run.report_file
 
 
-def content(run: RunFolder, books: Books | None = None) -> dict[str, Any]:
+def content(run: RunFolder, books: Books | None = None) -> dict[str, object]:
     """Everything that the templates tell of a run.
 
     Args:

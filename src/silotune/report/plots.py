@@ -1,13 +1,18 @@
 """The plots of the page."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from silotune.compare.comparison import Comparison
 from silotune.report.figures import RunFigures, SiloFigures, human_bytes
 from silotune.report.svg import BAD, COLOURS, GOOD, INK, SOFT, Drawing, Plot, Size, label, plot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import LogLocator
 
 NAMED = 12
 """Silos that have a colour and a name in a plot of lines; more are all alike, and the one pointed at says its name."""
@@ -58,14 +63,18 @@ def loss_by_round(figures: RunFigures) -> Plot | None:
     return plot(draw, words)
 
 
-def _line(axes: Any, silo: SiloFigures, index: int, named: bool) -> None:
+def _line(axes: "Axes", silo: SiloFigures, index: int, named: bool) -> None:
     rounds = sorted(silo.losses)
-    look = {"color": COLOURS[index % len(COLOURS)], "linestyle": ("-", "--")[index // len(COLOURS) % 2],
-            "label": label(silo.name)} if named else {"color": SOFT, "alpha": 0.6}  # fmt: skip
-    axes.plot(rounds, [silo.losses[r] for r in rounds], marker=_marker(rounds), markersize=2.5, linewidth=1.1, **look)
+    losses = [silo.losses[r] for r in rounds]
+    drawn = partial(axes.plot, rounds, losses, marker=_marker(rounds), markersize=2.5, linewidth=1.1)
+    if named:
+        dashes = ("-", "--")[index // len(COLOURS) % 2]
+        drawn(color=COLOURS[index % len(COLOURS)], linestyle=dashes, label=label(silo.name))
+    else:
+        drawn(color=SOFT, alpha=0.6)
 
 
-def _spread(axes: Any, silos: Sequence[SiloFigures]) -> None:
+def _spread(axes: "Axes", silos: Sequence[SiloFigures]) -> None:
     rounds = sorted({round_ for silo in silos for round_ in silo.losses})
     found = [[silo.losses[r] for silo in silos if r in silo.losses] for r in rounds]
     levels = np.array([np.quantile(losses, (0, 0.1, 0.5, 0.9, 1)) for losses in found]).T
@@ -133,7 +142,7 @@ def _gain_panels(name: str, size: Size, panels: Sequence[tuple[str, Mapping[str,
     return drawing
 
 
-def _signed_bars(drawing: Drawing, axes: Any, values: Mapping[str, float]) -> None:
+def _signed_bars(drawing: Drawing, axes: "Axes", values: Mapping[str, float]) -> None:
     """Bars to both sides of zero, with their figures; many silos are sorted and have no names."""
     many = len(values) > LINES
     named = sorted(values.items(), key=lambda item: -item[1]) if many else list(values.items())
@@ -248,7 +257,7 @@ def bytes_by_silo(figures: RunFigures) -> Plot | None:
     return plot(draw, f"{words} The base model: {human_bytes(figures.base_bytes)}.")
 
 
-def _decades(axes: Any, size: Size) -> Any:
+def _decades(axes: "Axes", size: Size) -> "LogLocator":
     from matplotlib.ticker import LogLocator
 
     low, high = axes.get_xlim()
@@ -351,7 +360,7 @@ def _marker(rounds: Sequence[int]) -> str:
     return "o" if len(rounds) <= BARS else ""
 
 
-def _whole(axes: Any) -> None:
+def _whole(axes: "Axes") -> None:
     """Whole numbers on the axis of rounds."""
     from matplotlib.ticker import MaxNLocator
 

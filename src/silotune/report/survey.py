@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,7 +22,7 @@ LABELS = 8
 """Labels named one by one; the rest is summed up."""
 
 
-def as_json(found: Survey) -> dict[str, Any]:
+def as_json(found: Survey) -> dict[str, object]:
     """The survey as one object, without rows."""
     silos, data = [], found.recipe.data
     for silo in found.silos:

@@ -9,11 +9,16 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
 from silotune.data.files import printable
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.typing import RcKeyType
 
 COLOURS = ("#3b6fb6", "#c4622d", "#3f8f5b", "#8a5aa8", "#b3902b", "#4a9aa8", "#a84a6b", "#6b6b6b")
 """Colours of the series; on the page each is a variable, `--p0` to `--p7`, so that a dark page has its own."""
@@ -48,7 +53,9 @@ NARROW = Size("narrow", 4.0, 9.0, True)
 class Drawing:
     """A figure of matplotlib, and what its marks say when pointed at."""
 
-    def __init__(self, name: str, size: Size, height: float, rows: int = 1, columns: int = 1, **options: Any) -> None:
+    def __init__(
+        self, name: str, size: Size, height: float, rows: int = 1, columns: int = 1, sharey: bool = False
+    ) -> None:
         """An empty drawing.
 
         Args:
@@ -57,7 +64,7 @@ class Drawing:
             height: inches.
             rows: of panels.
             columns: of panels.
-            options: of matplotlib's `subplots`.
+            sharey: give the panels of a row one scale.
         """
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -65,20 +72,20 @@ class Drawing:
         self.name, self.size = name, size
         self._layout = ConstrainedLayoutEngine()
         self.figure = Figure(figsize=(size.width, height), layout=self._layout, dpi=72)
-        self.panels: Sequence[Any] = list(self.figure.subplots(rows, columns, squeeze=False, **options).flat)
-        self._marks: list[tuple[Any, Sequence[tuple[float, float]], str]] = []
+        self.panels: Sequence[Axes] = list(self.figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
+        self._marks: list[tuple[Axes, Sequence[tuple[float, float]], str]] = []
 
-    def point(self, axes: Any, x: float, y: float, words: str) -> None:
+    def point(self, axes: "Axes", x: float, y: float, words: str) -> None:
         """Have a place on some axes say something when pointed at."""
         self._marks.append((axes, [(x, y)], words))
 
-    def area(self, axes: Any, left: float, right: float, bottom: float, top: float, words: str) -> None:
+    def area(self, axes: "Axes", left: float, right: float, bottom: float, top: float, words: str) -> None:
         """Have a rectangle on some axes say something when pointed at."""
         self._marks.append((axes, [(left, bottom), (right, top)], words))
 
     def legend(self, columns: int) -> None:
         """Say above the panels which mark is which, each once."""
-        found: dict[str, Any] = {}
+        found: dict[str, Artist] = {}
         for axes in self.panels:
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
                 found.setdefault(label, handle)
@@ -91,7 +98,7 @@ class Drawing:
         import matplotlib
 
         out = io.StringIO()
-        options = {"svg.fonttype": "none", "svg.hashsalt": f"{self.name} {self.size.name}"}
+        options: dict[RcKeyType, str] = {"svg.fonttype": "none", "svg.hashsalt": f"{self.name} {self.size.name}"}
         with warnings.catch_warnings(), matplotlib.rc_context(options):
             # Names in scripts that matplotlib's own font lacks are drawn by the reader's browser, which has others.
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -119,7 +126,7 @@ class Drawing:
         return shapes
 
 
-def _style(size: Size) -> dict[str, Any]:
+def _style(size: Size) -> "dict[RcKeyType, object]":
     return {
         "font.size": size.font, "legend.fontsize": size.font, "axes.titlesize": size.font, "axes.labelsize": size.font,
         "xtick.labelsize": size.font, "ytick.labelsize": size.font, "axes.spines.top": False,

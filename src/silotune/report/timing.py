@@ -9,7 +9,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+
+from silotune.federation.metrics import RoundLine
+from silotune.privacy.ledger import LedgerLine
 
 Interval = tuple[float, float]
 """Beginning and end, seconds."""
@@ -50,20 +52,20 @@ class RoundTime:
 class Clock:
     """Answers by round, from lines of the ledger."""
 
-    def __init__(self, entries: Iterable[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, entries: Iterable[LedgerLine] = ()) -> None:
         """Take in the messages that are there already."""
         self.answers: dict[int, list[Work]] = defaultdict(list)
         for entry in entries:
             self.add(entry)
 
-    def add(self, line: Mapping[str, Any]) -> None:
+    def add(self, line: LedgerLine) -> None:
         """Take in one message; only used answers of silos to a round's work count."""
         seconds, asked = (line.get("fields") or {}).get("seconds"), line.get("kind") in ("train", "evaluate")
         if line["direction"] == "up" and asked and not line.get("late") and seconds is not None:
             arrived = datetime.fromisoformat(line["time"]).timestamp()
             self.answers[line["round"]].append(Work(line["kind"], line["silo"], arrived, float(seconds)))
 
-    def times(self, rounds: Sequence[Mapping[str, Any]]) -> list[RoundTime]:
+    def times(self, rounds: Sequence[RoundLine]) -> list[RoundTime]:
         """Divide the seconds of rounds, given by their own lines in metrics.jsonl."""
         return [divide(line["round"], line["seconds"], self.answers.get(line["round"], [])) for line in rounds]
 

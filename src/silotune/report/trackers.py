@@ -15,16 +15,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from silotune import atomic
 from silotune.data.files import printable
 from silotune.errors import RecipeError, RunError
 from silotune.federation import checkpoint
 from silotune.federation.events import Event, Watcher
+from silotune.federation.metrics import Line
 from silotune.federation.run import RunFolder
 from silotune.recipe import dump_recipe, without_folders
 from silotune.settings import Recipe
+
+if TYPE_CHECKING:
+    pass
+
+T = TypeVar("T")
 
 
 class Tracker(Protocol):
@@ -76,19 +82,26 @@ def tracked(recipe: Recipe, run: RunFolder, watch: Watcher) -> Iterator[Watcher]
         book.close()
 
 
-def figures_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def figures_of(lines: Sequence[Line]) -> dict[str, float]:
     """The figures of one round's lines of metrics.jsonl, by name: `held_out_loss/all`, `held_out_loss/SILO`, ..."""
     found: dict[str, float | None] = {}
     for line in lines:
         who = "all" if line["silo"] is None else f"silo/{safe(line['silo'])}"
-        evaluation, train = line["evaluation"] or {}, line.get("train") or {}
+        evaluation = line["evaluation"]
+        loss: float | None
+        seconds: float | None
+        if line["silo"] is None:
+            loss, seconds = line["train_loss"], line["seconds"]
+        else:
+            train = line["train"]
+            loss, seconds = (train["loss"], train["seconds"]) if train else (None, None)
         found |= {
-            f"held_out_loss/{who}": evaluation.get("loss"),
-            f"token_accuracy/{who}": evaluation.get("token_accuracy"),
-            f"train_loss/{who}": line["train_loss"] if line["silo"] is None else train.get("loss"),
+            f"held_out_loss/{who}": evaluation["loss"] if evaluation else None,
+            f"token_accuracy/{who}": evaluation["token_accuracy"] if evaluation else None,
+            f"train_loss/{who}": loss,
             f"bytes_up/{who}": line["bytes_up"],
             f"bytes_down/{who}": line["bytes_down"],
-            f"seconds/{who}": line["seconds"] if line["silo"] is None else train.get("seconds"),
+            f"seconds/{who}": seconds,
         }
         if line["silo"] is None:
             found |= {"e_agg": line["e_agg"], "silos": line["silos"], "silos_left_out": len(line["left_out"])}
@@ -148,7 +161,7 @@ class _Book:
         """Tell every tracker the rounds up to one that it was not told yet."""
         if round_ is None or all(each.told >= round_ for each in self.open.values()):
             return
-        by_round: dict[int, list[Mapping[str, Any]]] = {}
+        by_round: dict[int, list[Line]] = {}
         for line in self._run.metrics():
             by_round.setdefault(line["round"], []).append(line)
         for name, each in list(self.open.items()):
@@ -167,7 +180,7 @@ class _Book:
             told = {name: {"told": each.told, "identity": each.tracker.identity} for name, each in self.open.items()}
             atomic.write_text(self._file, json.dumps(told, indent=2))
 
-    def _try(self, name: str, do: Callable[[], Any]) -> Any:
+    def _try(self, name: str, do: Callable[[], T]) -> T | None:
         """Do something with a tracker; one that fails is let go of, and whoever watches is told."""
         try:
             return do()
@@ -191,7 +204,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         purge = {"purge_step": before.told + 1} if before.told >= 0 else {}
-        self._writer: Any = SummaryWriter(str(run.path / "tensorboard"), **purge)
+        self._writer = SummaryWriter(str(run.path / "tensorboard"), **purge)
         if before.told < 0:
             text = dump_recipe(without_folders(recipe))
             self._writer.add_text("recipe", "".join(f"    {line}\n" for line in text.splitlines()))
@@ -216,7 +229,7 @@ class MLflow:
         from mlflow import MlflowClient
 
         uri = recipe.trackers.mlflow_uri or f"sqlite:///{run.path / 'mlflow.db'}"
-        self._client: Any = MlflowClient(tracking_uri=uri)
+        self._client: MlflowClient = MlflowClient(tracking_uri=uri)
         if before.identity is None:
             made = self._client.create_run(self._experiment(recipe, run), run_name=run.path.name)
             self.identity: str | None = made.info.run_id
@@ -259,7 +272,7 @@ class WandB:
         self.identity: str | None = before.identity or hashlib.sha256(os.urandom(16)).hexdigest()[:12]
         quiet = wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True, save_code=False,
                                x_disable_stats=True, x_disable_machine_info=True, host="silotune")  # fmt: skip
-        self._run: Any = wandb.init(
+        self._run: wandb.Run = wandb.init(
             project=recipe.name, name=run.path.name, id=self.identity, dir=str(run.path), settings=quiet,
             mode=recipe.trackers.wandb_mode, resume="allow" if recipe.trackers.wandb_mode == "online" else None,
             config=without_folders(recipe).model_dump(),
@@ -281,9 +294,9 @@ OPENERS: Mapping[str, Callable[[RunFolder, Recipe, Before], Tracker]] = {
 }
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Settings by `section.key`."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in settings.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from silotune.privacy.ledger import LedgerLine
+
 
 @dataclass
 class Flow:
@@ -46,7 +48,7 @@ class Traffic:
     What goes to a node before its silo has said its name is added to that silo's when it has.
     """
 
-    def __init__(self, entries: Iterable[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, entries: Iterable[LedgerLine] = ()) -> None:
         """Count the messages that are there already."""
         self.messages = 0
         self.late = 0
@@ -59,7 +61,7 @@ class Traffic:
         for entry in entries:
             self.add(entry)
 
-    def add(self, line: Mapping[str, Any]) -> None:
+    def add(self, line: LedgerLine) -> None:
         """Count one message."""
         direction, kind, silo = line["direction"], line.get("kind", ""), line["silo"]
         self.messages += 1

@@ -1,7 +1,6 @@
 """What a silo's update becomes before it leaves: written in the run's codec, with what the last ones lost."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ RESIDUAL = "residual/"
 class Outgoing:
     """An update as it leaves the silo, and what stays."""
 
-    array: NDArray[Any]
+    array: NDArray[np.generic]
     manifest: Manifest
     remembered: Remembered
     codec_error: float

@@ -6,10 +6,10 @@ A silo scores its own rows with this, whoever trained the adapter; only sums nee
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from silotune.data.batches import Batch, by_length, collate
 from silotune.data.joined import Examples
@@ -70,7 +70,7 @@ def score_each(
     return Scores(loss, tokens, correct)
 
 
-def summed(batch: Batch, values: Any) -> NDArray[np.float64]:
+def summed(batch: Batch, values: Tensor) -> NDArray[np.float64]:
     """(rows,): sums over each row's loss tokens, of a tensor (loss tokens,)."""
     rows = batch.predicts.nonzero()[:, 0].cpu().numpy()
     return np.bincount(rows, values.double().cpu().numpy(), len(batch.ids)).astype(np.float64)

@@ -17,6 +17,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from silotune.data.batches import Batch
+from silotune.model.protocols import Cache, Decoder, TunedModel
 from silotune.model.trial import succeeds
 from silotune.model.tuner import while_resident
 from silotune.training.kept import Keep, Kept, feeding, make_kept, same
@@ -37,7 +38,7 @@ class ForwardPlan:
     kept: Kept | None = None
 
 
-def losses(tuned: Any, batch: Batch, forward_plan: ForwardPlan) -> Tensor:
+def losses(tuned: TunedModel, batch: Batch, forward_plan: ForwardPlan) -> Tensor:
     """Sums of the cross-entropy over the loss tokens of each silo of the batch, (silos,), in nats; with gradients."""
     if not forward_plan.head:
         return summed_losses(plain_logits(tuned, batch), batch)
@@ -48,7 +49,7 @@ def losses(tuned: Any, batch: Batch, forward_plan: ForwardPlan) -> Tensor:
     return summed
 
 
-def each_token(tuned: Any, batch: Batch, forward_plan: ForwardPlan) -> tuple[Tensor, Tensor]:
+def each_token(tuned: TunedModel, batch: Batch, forward_plan: ForwardPlan) -> tuple[Tensor, Tensor]:
     """Cross-entropy (loss tokens,) in nats, float32, and whether each was the first choice; without gradients."""
     wanted = targets(batch)
     with torch.no_grad():
@@ -67,7 +68,7 @@ def each_token(tuned: Any, batch: Batch, forward_plan: ForwardPlan) -> tuple[Ten
     return torch.cat(losses), torch.cat(first)
 
 
-def answer_hidden(tuned: Any, batch: Batch, forward_plan: ForwardPlan) -> Tensor:
+def answer_hidden(tuned: TunedModel, batch: Batch, forward_plan: ForwardPlan) -> Tensor:
     """Last hidden states (loss tokens, width) at the positions that carry loss."""
     if forward_plan.kept is not None:
         with feeding(forward_plan.kept, batch):
@@ -77,17 +78,18 @@ def answer_hidden(tuned: Any, batch: Batch, forward_plan: ForwardPlan) -> Tensor
     return _hidden(tuned, batch)
 
 
-def _decoder(tuned: Any) -> Any:
+def _decoder(tuned: TunedModel) -> Decoder:
     causal = tuned.get_base_model()
-    return getattr(causal, causal.base_model_prefix)
+    decoder: Decoder = getattr(causal, causal.base_model_prefix)
+    return decoder
 
 
-def _hidden(tuned: Any, batch: Batch) -> Tensor:
+def _hidden(tuned: TunedModel, batch: Batch) -> Tensor:
     states = _decoder(tuned)(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
-    return states[batch.predicts]  # type: ignore[no-any-return]
+    return states[batch.predicts]
 
 
-def _hidden_after_start(tuned: Any, batch: Batch) -> Tensor:
+def _hidden_after_start(tuned: TunedModel, batch: Batch) -> Tensor:
     """Run each silo's shared start as one row, then every row's rest with its start's keys and values before it.
 
     The last token of the start is left to the rows: it may predict a token that carries loss.
@@ -99,7 +101,7 @@ def _hidden_after_start(tuned: Any, batch: Batch) -> Tensor:
     states = _decoder(tuned)(
         input_ids=batch.ids[:, start:], attention_mask=batch.mask, past_key_values=cache, use_cache=True
     ).last_hidden_state
-    return states[batch.predicts[:, start:]]  # type: ignore[no-any-return]
+    return states[batch.predicts[:, start:]]
 
 
 def _repeated(tensor: Tensor, times: int) -> Tensor:
@@ -107,11 +109,11 @@ def _repeated(tensor: Tensor, times: int) -> Tensor:
     return tensor[:, None].expand(-1, times, *(-1 for _ in tensor.shape[1:])).flatten(0, 1)
 
 
-def _cache_of(tuned: Any, ids: Tensor) -> Any:
+def _cache_of(tuned: TunedModel, ids: Tensor) -> Cache:
     """Keys and values of a start, with their gradients."""
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=tuned.get_base_model().config)
+    cache: Cache = DynamicCache(config=tuned.get_base_model().config)
     _decoder(tuned)(input_ids=ids, past_key_values=cache, use_cache=True)
     return cache
 
@@ -123,7 +125,7 @@ class _SummedLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Any, wanted: Tensor, sizes: list[int]) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: torch.nn.Linear, wanted: Tensor, sizes: list[int]) -> Tensor:
         """Sums of the loss over (tokens, width) hidden states: one per part of `sizes` tokens, one after another."""
         needed = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if needed else None
@@ -142,7 +144,7 @@ class _SummedLoss(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx: Any, *outer: Any) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
         """The gradient of the hidden states."""
         scale = outer[0].repeat_interleave(torch.tensor(ctx.sizes, device=outer[0].device))[:, None]
         return (ctx.gradient * scale).to(ctx.gradient.dtype), None, None, None
@@ -160,7 +162,7 @@ def _add(values: Tensor, start: int, sums: Tensor, sizes: Sequence[int]) -> None
 
 
 @while_resident
-def forward_plan_of(tuned: Any, device: str, dropout: float, keep: Keep) -> ForwardPlan:
+def forward_plan_of(tuned: TunedModel, device: str, dropout: float, keep: Keep) -> ForwardPlan:
     """The ways that are exact for a model, found out once for the model's life.
 
     Args:
@@ -175,7 +177,7 @@ def forward_plan_of(tuned: Any, device: str, dropout: float, keep: Keep) -> Forw
     )
 
 
-def start_is_shared(tuned: Any, device: str) -> bool:
+def start_is_shared(tuned: TunedModel, device: str) -> bool:
     """Whether a start computed once gives every row what the whole row gives."""
     from transformers.cache_utils import DynamicLayer
 

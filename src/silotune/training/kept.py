@@ -7,16 +7,17 @@ In float32 the loss and its gradients are those of the plain path; in bfloat16 t
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from silotune.data.batches import Batch
 from silotune.model import targets
+from silotune.model.protocols import Decoder, Model, TunedModel
 from silotune.model.trial import succeeds
 
 
@@ -33,8 +34,8 @@ class Keep:
 class Kept:
     """Outputs of the lower blocks by example, up to a bound."""
 
-    tuned: Any
-    blocks: list[Any]
+    tuned: TunedModel
+    blocks: list[nn.Module]
     lowest: int
     """Number of the first block that carries an adapter."""
     dtype: torch.dtype
@@ -69,16 +70,20 @@ class Kept:
             self.tuned.train(training)
 
 
+Positional = tuple[object, ...]
+"""What a block is given without names."""
+
+
 class _Enough(Exception):
     """The lower part is done."""
 
 
 @contextmanager
-def _caught(block: Any) -> Iterator[list[Tensor]]:
+def _caught(block: nn.Module) -> Iterator[list[Tensor]]:
     """Stop a forward pass where it reaches a block, and keep what the block was to receive."""
     found: list[Tensor] = []
 
-    def catch(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def catch(_: object, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         found.append(arguments[0] if arguments else named["hidden_states"])
         raise _Enough
 
@@ -100,17 +105,17 @@ def feeding(kept: Kept, batch: Batch) -> Iterator[None]:
         yield
 
 
-def _numbers(tuned: Any) -> torch.dtype:
+def _numbers(tuned: TunedModel) -> torch.dtype:
     dtype: torch.dtype = tuned.get_base_model().get_input_embeddings().weight.dtype
     return dtype
 
 
 @contextmanager
 def _replaced(kept: Kept, hidden: Tensor) -> Iterator[None]:
-    def through(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+    def through(hidden_states: Tensor, *_: object, **__: object) -> Tensor | tuple[Tensor]:
         return (hidden_states,) if kept.in_tuple else hidden_states
 
-    def receive(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def receive(_: object, arguments: Positional, named: dict[str, object]) -> tuple[Positional, dict[str, object]]:
         return ((hidden, *arguments[1:]), named) if arguments else (arguments, {**named, "hidden_states": hidden})
 
     lower = kept.blocks[: kept.lowest]
@@ -125,7 +130,7 @@ def _replaced(kept: Kept, hidden: Tensor) -> Iterator[None]:
             del block.forward
 
 
-def make_kept(tuned: Any, keep: Keep) -> Kept | None:
+def make_kept(tuned: TunedModel, keep: Keep) -> Kept | None:
     """Kept activations for a model, or None where they are off, would save nothing or not be exact.
 
     They are not where the lowest block carries an adapter, the lower part drops out at random in training, or blocks
@@ -147,7 +152,7 @@ def make_kept(tuned: Any, keep: Keep) -> Kept | None:
     return kept if _works(kept) else None
 
 
-def drops_out(causal: Any, parts: list[Any]) -> bool:
+def drops_out(causal: Model, parts: Sequence[Model | nn.Module]) -> bool:
     """Whether a model, or one of these modules of it, drops out at random in training."""
     config = causal.config.get_text_config()
     configured = any(
@@ -160,7 +165,7 @@ def drops_out(causal: Any, parts: list[Any]) -> bool:
 def _works(kept: Kept) -> bool:
     """Whether feeding what was kept gives the model's own last hidden states."""
     causal = kept.tuned.get_base_model()
-    decoder = getattr(causal, causal.base_model_prefix)
+    decoder: Decoder = getattr(causal, causal.base_model_prefix)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(causal.config.get_text_config().vocab_size, (2, 24), generator=generator)
     ids = ids.to(causal.device)
@@ -170,7 +175,7 @@ def _works(kept: Kept) -> bool:
     training = kept.tuned.training
     kept.tuned.eval()
 
-    def note(_: Any, __: Any, output: Any) -> None:
+    def note(_: object, __: object, output: object) -> None:
         kept.in_tuple = isinstance(output, tuple)
 
     def agrees() -> bool:

@@ -14,7 +14,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from silotune.data.batches import collate
 from silotune.data.pieces import token_ids
 from silotune.data.store import Split
+from silotune.data.tokenizer import Tokenizer
 from silotune.data.tokens import Example, opening_tokens, own_words
 from silotune.model.tuner import Tuner
 from silotune.training.evaluation import TOKENS, summed
@@ -47,7 +47,7 @@ class Candidates:
     """The tokens of each label, as training writes it."""
 
 
-def candidates(tokenizer: Any, splits: Sequence[Split]) -> Candidates | str:
+def candidates(tokenizer: Tokenizer, splits: Sequence[Split]) -> Candidates | str:
     """The labels of rows, train and test of all silos; or why they cannot be chosen from, "" where there are none."""
     count = len({label for split in splits for label in split.store.described.labels})
     if count > MOST_LABELS:
@@ -94,7 +94,7 @@ def _answers(splits: Sequence[Split], opening: Sequence[int]) -> dict[str, list[
 
 
 def _written(
-    tokenizer: Any, answer: NDArray[np.int32], label: str
+    tokenizer: Tokenizer, answer: NDArray[np.int32], label: str
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None] | None:
     """The tokens of a label at the start of an answer; None if it is not there.
 
@@ -118,7 +118,7 @@ def normal(text: str) -> str:
     return re.sub(r"[\s_-]+", " ", text).strip().casefold()
 
 
-def _tokens(tokenizer: Any, label: str) -> tuple[int, ...]:
+def _tokens(tokenizer: Tokenizer, label: str) -> tuple[int, ...]:
     (ids,) = token_ids(tokenizer, [label], literal=True)
     return tuple(ids)
 

@@ -5,34 +5,33 @@ rest do not. `plain_logits` is its oracle, the model's own forward pass. Some mo
 layer (soft caps, scalings): `head_is_plain` finds out by comparing the two once.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
 from silotune.data.batches import Batch
+from silotune.model.protocols import Config, Decoder, TunedModel
 from silotune.model.trial import succeeds
 from silotune.model.tuner import while_resident
 
 
-def plain_logits(tuned: Any, batch: Batch) -> Tensor:
+def plain_logits(tuned: TunedModel, batch: Batch) -> Tensor:
     """float32 (loss tokens, vocabulary) from the model's own forward pass."""
     logits: Tensor = tuned(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
     return logits[batch.predicts].float()
 
 
-def answer_logits(tuned: Any, batch: Batch) -> Tensor:
+def answer_logits(tuned: TunedModel, batch: Batch) -> Tensor:
     """float32 (loss tokens, vocabulary), computed at the positions that carry loss only."""
     causal = tuned.get_base_model()
-    decoder = getattr(causal, causal.base_model_prefix)
+    decoder: Decoder = getattr(causal, causal.base_model_prefix)
     hidden = decoder(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
     logits: Tensor = causal.get_output_embeddings()(hidden[batch.predicts])
     return logits.float()
 
 
 @while_resident
-def head_is_plain(tuned: Any, device: str) -> bool:
+def head_is_plain(tuned: TunedModel, device: str) -> bool:
     """Whether `answer_logits` gives what the model itself gives: tried once a model, on a few tokens.
 
     Tried with the hidden states as they are and with much larger ones: a soft cap of 30 changes large logits only,
@@ -60,13 +59,13 @@ AGREE = {"float32": 5e-5, "bfloat16": 2e-2}
 """How far logits of the two paths may lie apart, relative to the largest one: rounding, and nothing else."""
 
 
-def _says_more(config: Any) -> bool:
+def _says_more(config: Config) -> bool:
     """Whether the configuration names something that is done to logits (a soft cap, a scale)."""
     named = [value for name, value in config.to_dict().items() if "logit" in name and "attn" not in name]
     return any(type(value) in (int, float) and value not in (0, 1) for value in named)
 
 
-def _trial(tuned: Any, device: str) -> Batch:
+def _trial(tuned: TunedModel, device: str) -> Batch:
     """Two rows of tokens that mean nothing, the second with padding at its end."""
     vocabulary = tuned.get_base_model().config.get_text_config().vocab_size
     ids = torch.arange(1, 17, device=device).reshape(2, 8) % vocabulary
@@ -75,7 +74,7 @@ def _trial(tuned: Any, device: str) -> Batch:
     return Batch(ids, mask, mask.bool())
 
 
-def _agree(tuned: Any, batch: Batch, factor: float) -> bool:
+def _agree(tuned: TunedModel, batch: Batch, factor: float) -> bool:
     """Whether the two paths give the same logits where what comes into the output layer is `factor` times itself."""
     head = tuned.get_base_model().get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0] * factor,))

@@ -14,7 +14,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from silotune.data.store import Split
 from silotune.data.tokens import Example
 from silotune.model import lora
 from silotune.model.adapter import AdapterState, initial_adapter
+from silotune.model.protocols import LoraLinear, TunedModel
 from silotune.model.stacked import factors_like, stacked
 from silotune.model.trial import succeeds
 from silotune.model.tuner import Tuner, while_resident
@@ -149,7 +150,7 @@ def train_together(
     return [_outcome(silo) for silo in silos]
 
 
-def _started(part: TrainingTask, tuned: Any, settings: TrainingSettings, seed: int, round_: int) -> _Silo:
+def _started(part: TrainingTask, tuned: TunedModel, settings: TrainingSettings, seed: int, round_: int) -> _Silo:
     local_run = LocalRun(part.examples, settings, seed, part.silo, round_, part.report)
     factors = factors_like(tuned, part.adapter, part.trainable)
     trained = {name: factor for name, factor in factors.items() if name in part.trainable}
@@ -214,7 +215,7 @@ def _outcome(silo: _Silo) -> TrainingOutcome:
 
 
 @while_resident
-def can_stack(tuned: Any) -> bool:
+def can_stack(tuned: TunedModel) -> bool:
     """Whether silos that are trained together come to what each comes to alone: tried once a model.
 
     Not where the model drops out at random in training, as every pass draws anew. Else rows of two adapters go through
@@ -233,7 +234,7 @@ def can_stack(tuned: Any) -> bool:
         tuned.train(training)
 
 
-def _stacks(tuned: Any) -> bool:
+def _stacks(tuned: TunedModel) -> bool:
     batch = _trial(tuned)
     adapters, apart = [], []
     for number, part in enumerate((slice(0, 2), slice(2, 4))):
@@ -243,7 +244,7 @@ def _stacks(tuned: Any) -> bool:
         return same(plain_logits(tuned, batch), torch.cat(apart))
 
 
-def _trial(tuned: Any) -> Batch:
+def _trial(tuned: TunedModel) -> Batch:
     """Four rows of tokens that mean nothing, two a silo, one with padding at its end."""
     causal = tuned.get_base_model()
     vocabulary = causal.config.get_text_config().vocab_size
@@ -253,12 +254,12 @@ def _trial(tuned: Any) -> Batch:
     return Batch(ids, mask, mask == 1, silos=2)
 
 
-def _adapter(tuned: Any, number: int) -> AdapterState:
+def _adapter(tuned: TunedModel, number: int) -> AdapterState:
     """An adapter that changes every layer it is on by an amount that can be seen, whatever rank and scaling are."""
     spec = lora.spec_of(tuned)
     adapter, generator = initial_adapter(spec, number), np.random.default_rng(number)
     for module, _, name in spec.pairs():
-        (scaling,) = tuned.get_submodule(module).scaling.values()
+        (scaling,) = cast(LoraLinear, tuned.get_submodule(module)).scaling.values()
         width, rank = adapter[name].shape
         adapter[name] = generator.normal(0, 0.3 / (scaling * rank**0.5), (width, rank)).astype(np.float32)
     return adapter

@@ -12,7 +12,7 @@ what a method sends beside the adapter still comes along. A silo that cannot ans
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class Envelope:
     direction: Direction
     kind: Kind
     fields: Mapping[str, Scalar] = field(default_factory=dict)
-    vector: NDArray[Any] | None = None
+    vector: NDArray[np.generic] | None = None
     """An adapter, or an update, as its codec writes it."""
     manifest: Manifest | None = None
 

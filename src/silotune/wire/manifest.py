@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +72,7 @@ def _dimension(size: object) -> int:
     return size
 
 
-def pack(adapter: AdapterState, codec: Codec, draw: Draw = None) -> tuple[NDArray[Any], Manifest]:
+def pack(adapter: AdapterState, codec: Codec, draw: Draw = None) -> tuple[NDArray[np.generic], Manifest]:
     """Write an adapter, or a part of one, as (the array that travels, its manifest).
 
     Args:

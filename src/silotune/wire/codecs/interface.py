@@ -28,7 +28,7 @@ class Codec:
     """Dtype of the array that travels, as NumPy writes it."""
     length: Callable[[int], int]
     """Elements of that array, for so many numbers."""
-    encode: Callable[[Vector, Draw], NDArray[Any]]
+    encode: Callable[[Vector, Draw], NDArray[np.generic]]
     """Numbers that are not finite give an array that does not decode to finite ones."""
     decode: Callable[[NDArray[Any], int], Vector]
     """(array of `dtype` and `length(count)`, count) -> vector (count,). Raises ValueError for what is never encoded."""
