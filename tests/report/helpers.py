@@ -84,7 +84,7 @@ def make_run(path: Path, silos: int = 2, rounds: int = 2, names: list[str] | Non
                         fields={"seconds": 3.0})  # fmt: skip
         for line in lines.values():
             made.add_metrics(line)
-        summary = round_line(round_, None, lines, 30.0)
+        summary = round_line(round_, None, lines, 30.0, 1.0)
         made.add_metrics(summary | {"e_agg": 0.25 / round_ if round_ else None, "silos": len(names) if round_ else 0})
         state = ServerState(round_, {"a": np.zeros(2, np.float32)}, {})
         checkpoint.save(made, Saved(state, profiles, checkpoint.metrics_bytes(made)))

@@ -68,6 +68,17 @@ def end_workers(ray_folder: Path) -> None:
             continue
 
 
+def end_all(ray_folder: Path) -> None:
+    """End every process of this one's Ray, and wait until they are gone."""
+    found = rays(psutil.Process().children(recursive=True), ray_folder)
+    for process in found:
+        try:
+            process.kill()
+        except psutil.Error:
+            continue
+    psutil.wait_procs(found, timeout=PATIENCE)
+
+
 def watch(ray_folder: Path) -> None:
     """Note the processes of the parent's Ray until standard input ends, then end those that are left."""
     parent = psutil.Process().parent()

@@ -10,7 +10,9 @@ never does, so that it does not stand before the next round's. A worker that han
 until the run ends; then it is ended too.
 """
 
+import logging
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -25,10 +27,14 @@ from silotune.federation.client import SCRATCH_VARIABLE, SILOS_VARIABLE
 from silotune.federation.events import RunContext
 from silotune.federation.local import LocalSilos
 from silotune.federation.progress import ask_to_stop
-from silotune.federation.reaper import end_workers, reaped
+from silotune.federation.reaper import end_all, end_workers, reaped
+
+logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 512 << 20
 """Shared memory of Ray for messages under way."""
+STARTS = 3
+"""How often Ray is tried to be started."""
 RESTARTS = 3
 """How often a message is answered again after its worker died."""
 LAST_STEP = 5.0
@@ -95,6 +101,8 @@ def _run(
 
     from silotune.federation.app import make_server_app
 
+    _start_ray(local_silos, ray_folder)
+
     outcome: list[BaseException] = []
     served: list[bool] = []
     over = threading.Event()
@@ -113,7 +121,7 @@ def _run(
             server_app=make_server_app(lambda grid, _: serve_and_keep(grid)),
             client_app=client_app,
             num_supernodes=len(local_silos.silos),
-            backend_config={"init_args": _ray(local_silos, ray_folder), "client_resources": _share(local_silos)},
+            backend_config={"client_resources": _share(local_silos)},
         )
     except Exception as error:
         if not served and not outcome:
@@ -137,15 +145,34 @@ def _end_work(over: threading.Event, run_context: RunContext, ray_folder: Path) 
         end_workers(ray_folder)
 
 
-def _ray(local_silos: LocalSilos, folder: Path) -> dict[str, ConfigRecordValues]:
-    return {
-        "address": "local",
-        "num_cpus": local_silos.workers,
-        "object_store_memory": OBJECT_STORE_BYTES,
-        "include_dashboard": False,
-        "log_to_driver": False,
-        "_temp_dir": str(folder),
-    }
+def _start_ray(local_silos: LocalSilos, folder: Path) -> None:
+    """Start the cluster, which Flower's engine then finds.
+
+    Ray gives a node 30 seconds to come up. A machine that is busy, or has not read Ray from its disk yet, may need
+    more: so it is tried more than once.
+
+    Raises:
+        FederationError: it does not start.
+    """
+    import ray
+
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=local_silos.workers,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
+                _temp_dir=str(folder),
+            )
+            return
+        except Exception as error:
+            end_all(folder)
+            logger.warning("Ray did not start (%s); %d more tries", type(error).__name__, left)
+            if not left:
+                raise FederationError("Ray, which runs the simulation, did not start; see the log.") from error
 
 
 def _share(local_silos: LocalSilos) -> dict[str, ConfigRecordValues]:
