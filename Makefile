@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
-SPREAD := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+SPREAD := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-fast check lint format types bench docs site clean help
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,3 +93,20 @@ def ledger_lines(run_folder: Path, **wanted: object) -> int:
         return 0
     entries = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
     return sum(all(entry[key] == value for key, value in wanted.items()) for entry in entries)
+
+
+def stopped_by_ctrl_c_and_resumed(recipe_file: Path, folder: Path, engine: str) -> None:
+    """Stop a run in its second round by one Ctrl-C: it says how to go on, leaves no process, and goes on."""
+    process = start("train", recipe_file, "--out", folder, "--set", f"federation.engine={engine}")
+    until(lambda: ledger_lines(folder, kind="train", direction="up", round=2) >= 1, process)
+    below = family(process)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    assert (
+        re.search(r"silotune: Stopped by the user; round [12] is saved\. Go on with", err)
+        and f"--resume {folder}" in err
+        and "Traceback" not in err
+    )
+    assert not gone(below)
+    run("train", recipe_file, "--resume", folder, "--set", f"federation.engine={engine}")

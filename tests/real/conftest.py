@@ -1,0 +1,25 @@
+"""A run long enough to be met at any moment, and the same run that nobody touched."""
+
+import pytest
+from tests.real import helpers
+
+from silotune.recipe import dump_recipe
+
+
+@pytest.fixture
+def recipe_file(make_recipe, tmp_path):
+    recipe = make_recipe(training={"rounds": 4, "steps": 6}, federation={"workers": 2, "threads": 1})
+    path = tmp_path / "recipe.toml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def untouched(trained_once):
+    """The folder of the same run, which nobody touched."""
+    return trained_once(training={"rounds": 4, "steps": 6}) / "run"
+
+
+@pytest.fixture
+def whole(untouched):
+    return helpers.adapter(untouched)
