@@ -573,7 +573,7 @@ def test_a_silo_that_declares_more_rows_than_the_others_is_clipped_and_that_is_s
 
 
 def test_the_adapter_is_kept_where_every_silo_takes_it(make_recipe, tmp_path):
-    recipe = make_recipe(training={"rounds": 3, "steps": 1}, federation={"server_rate": 100.0, "threads": 1})
+    recipe = make_recipe(training={"rounds": 1, "steps": 1}, federation={"server_rate": 100.0, "threads": 1})
 
     def change(request, reply, silo):
         if request.metadata.message_type != "train":
@@ -581,8 +581,8 @@ def test_the_adapter_is_kept_where_every_silo_takes_it(make_recipe, tmp_path):
         return with_numbers(reply, request, 2.0)
 
     folder, events = run(recipe, tmp_path / "run", client_app(change))
-    told = [event.fields["text"] for event in events if event.kind == "remark"]
-    assert len(told) == 3 and all("would be beyond 64 and are brought back to it" in text for text in told)
+    (told,) = [event.fields["text"] for event in events if event.kind == "remark"]
+    assert "would be beyond 64 and are brought back to it" in told
     adapter = checkpoint.latest(folder).state.adapter
     assert max(abs(value).max() for value in adapter.values()) == 64
     assert not [event for event in events if event.kind == "left_out"]
@@ -590,7 +590,7 @@ def test_the_adapter_is_kept_where_every_silo_takes_it(make_recipe, tmp_path):
 
 @pytest.mark.parametrize("federation", [{}, {"server_optimizer": "momentum"}, {"algorithm": "scaffold"}], ids=str)
 def test_no_silo_ends_a_run_by_the_numbers_that_it_sends(make_recipe, tmp_path, federation):
-    """It pushes all that it may send to the bound, round after round: the others are taken to the end."""
+    """It pushes one number of each tensor to the bound, round after round: the others are taken to the end."""
     recipe = make_recipe(training={"rounds": 12, "steps": 1}, evaluation={"every": 0},
                          federation={"threads": 1, "weights": "uniform", **federation})  # fmt: skip
 
@@ -598,8 +598,9 @@ def test_no_silo_ends_a_run_by_the_numbers_that_it_sends(make_recipe, tmp_path, 
         if silo != "cedar" or request.metadata.message_type != "train":
             return None
         described = messages.Manifest.from_json(reply.content[MANIFEST]["json"])
-        pushed = {name: np.full(shape, 16.0 if name.startswith("control/") else 64.0, np.float32)
-                  for name, shape in described.spec.shapes}  # fmt: skip
+        pushed = {name: np.zeros(shape, np.float32) for name, shape in described.spec.shapes}
+        for name, value in pushed.items():
+            value.flat[0] = 16.0 if name.startswith("control/") else 64.0
         vector, made = pack(pushed, FLOAT32)
         records = {ADAPTER: ArrayRecord({ARRAY: Array(vector)}), MANIFEST: ConfigRecord({"json": made.to_json()})}
         return Message(RecordDict({**reply.content, **records}), reply_to=request)
