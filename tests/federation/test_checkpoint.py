@@ -160,3 +160,19 @@ def test_a_folder_with_somebody_elses_environment_is_not_free(tmp_path):
     (tmp_path / "environment.json").write_text("{}")
     with pytest.raises(RunError, match="exists already"):
         run.create(Recipe(), tmp_path)
+
+
+@pytest.mark.parametrize("read", [checkpoint.latest, checkpoint.known_silos])
+def test_a_state_of_another_release_is_told_as_that(folder, read):
+    checkpoint.save(folder, saved(1))
+    path = folder.states / "round-0001" / "state.json"
+    path.write_text(path.read_text().replace(f'"format": {checkpoint.FORMAT}', '"format": 2'))
+    with pytest.raises(RunError, match=r"written in format 2, and this release reads format .* Go on with the release"):
+        read(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "\udcff"])
+def test_an_environment_that_is_none_is_told(folder, text):
+    folder.environment_file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(RunError, match=r"environment\.json: .*Put it back"):
+        folder.identity()

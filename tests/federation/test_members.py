@@ -7,6 +7,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from tests.federation.helpers import Network, client_app, serve
 
+import silotune
 from silotune.errors import FederationError, InputError
 from silotune.federation import local
 from silotune.federation.messages import FIELDS
@@ -337,3 +338,24 @@ def test_a_key_or_a_fingerprint_that_is_none_is_told_with_what_it_should_be(make
 def test_members_that_are_none_are_refused(make_recipe, members):
     with pytest.raises(InputError, match=r"federation\.members"):
         make_recipe(federation={"members": members})
+
+
+@pytest.mark.parametrize(
+    ("federation", "says"),
+    [
+        ({"members": {"ash": ""}, "minimum": 2}, "`minimum = 2` waits for more silos than the 1 that `members` names"),
+        ({"members": {"ash": "", "birch": ""}, "silos": 3}, "`silos = 3` waits for more silos than the 2"),
+        ({"members": {"ash": "0a" * 32, "birch": "0a" * 32}}, "two of the silos have the same key"),
+    ],
+)
+def test_members_that_can_never_come_together_are_refused(make_recipe, federation, says):
+    with pytest.raises(InputError, match=says):
+        make_recipe(federation=federation)
+
+
+def test_a_recipe_that_names_keys_runs_on_one_machine_too(make_recipe, tmp_path):
+    """There are no keys there: all silos are the recipe's own."""
+    members = dict.fromkeys(("ash", "birch", "cedar"), "")
+    recipe = make_recipe(training={"rounds": 1, "steps": 1}, federation={"members": members | {"ash": "0a" * 32}})
+    run = silotune.train(recipe, out=tmp_path / "run")
+    assert {line["silo"] for line in run.metrics()} == {"ash", "birch", "cedar", None}

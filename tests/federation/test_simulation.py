@@ -57,6 +57,17 @@ def test_a_ray_that_comes_up_too_slowly_is_started_again(tmp_path, monkeypatch):
     assert tried[1]["num_cpus"] == 2 and tried[1]["_temp_dir"] == str(tmp_path)
 
 
+def test_a_ray_that_is_there_already_is_taken_and_ends_with_the_run(tmp_path, monkeypatch):
+    import ray
+
+    tried, ended = ray_that_fails(monkeypatch, 99), []
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(1))
+    with simulation._ray(LocalSilos((), 2, 1, {}), tmp_path):
+        assert not tried and not ended
+    assert ended
+
+
 def test_a_ray_that_never_comes_up_is_told(tmp_path, monkeypatch):
     tried = ray_that_fails(monkeypatch, 99)
     with pytest.raises(FederationError, match="did not start; see the log"):

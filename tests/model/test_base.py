@@ -126,6 +126,15 @@ def test_weights_that_are_not_safetensors_are_never_read(tiny_base, tmp_path, in
     assert not (tmp_path / "it ran").exists()
 
 
+def test_a_base_with_an_adapter_beside_it_is_refused(tiny_base, tmp_path):
+    """Transformers would load that adapter, and the base that it names."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="holds an adapter beside a model"):
+        base.locate(str(folder))
+
+
 def test_a_configuration_that_transformers_reads_but_cannot_build(tiny_base, tmp_path):
     folder = shutil.copytree(tiny_base, tmp_path / "m")
     config(hidden_act="nothing")(folder)

@@ -9,7 +9,7 @@ from silotune.report.figures import gather
 
 def test_the_metadata_are_those_of_the_hub(finished_run, tiny_base):
     found = ModelCard.load(finished_run().folder.adapter / "README.md")
-    assert found.data.base_model == tiny_base.name and found.data.library_name == "peft"
+    assert (found.data.base_model, found.data.to_dict()["library_name"]) == (tiny_base.name, "peft")
     assert found.data.pipeline_tag == "text-generation" and found.data.tags == [
         "lora",
         "federated-learning",

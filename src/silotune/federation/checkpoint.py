@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,12 +84,7 @@ def latest(run: RunFolder) -> Saved | None:
         return None
     folder = rounds[-1]
     try:
-        described = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        if described["format"] != FORMAT:
-            raise RunError(
-                f"{folder}: written in format {described['format']!r:.20}, and this release reads format {FORMAT}. Go "
-                "on with the release that wrote it, or start a new run."
-            )
+        described = _described(folder)
         tensors = load_file(folder / "state.safetensors")
         profiles = {name: Profile(**values) for name, values in described["profiles"].items()}
         state = ServerState(described["round"], _below("adapter/", tensors), _below("slots/", tensors))
@@ -100,6 +96,22 @@ def latest(run: RunFolder) -> Saved | None:
         raise RunError(
             f"{folder}: cannot be read ({type(error).__name__}). Remove this folder to go on from the round before."
         ) from None
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """What a state's state.json says.
+
+    Raises:
+        RunError: another release wrote it.
+        OSError, ValueError, KeyError, TypeError: it cannot be read.
+    """
+    described: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    if described["format"] != FORMAT:
+        raise RunError(
+            f"{folder}: written in format {described['format']!r:.20}, and this release reads format {FORMAT}. Go on "
+            "with the release that wrote it, or start a new run."
+        )
+    return described
 
 
 def require_sound(run: RunFolder, saved: Saved | None, spec: AdapterSpec) -> None:
@@ -131,7 +143,7 @@ def known_silos(run: RunFolder) -> Mapping[str, Profile]:
     if not rounds:
         return {}
     try:
-        described = json.loads((rounds[-1] / "state.json").read_text(encoding="utf-8"))
+        described = _described(rounds[-1])
         return {name: Profile(**values) for name, values in described["profiles"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{rounds[-1]}: cannot be read ({type(error).__name__}).") from None

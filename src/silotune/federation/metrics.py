@@ -16,7 +16,7 @@ class Evaluation(TypedDict):
     token_accuracy: float
     tokens: int
     rows: NotRequired[int]
-    """Of a silo only."""
+    """How many rows were scored; the figures over all silos do not say it."""
 
 
 class TrainFigures(TypedDict):
@@ -30,7 +30,7 @@ class TrainFigures(TypedDict):
     examples: NotRequired[int]
     codec_error: NotRequired[float]
     rates: NotRequired[float]
-    """As `examples` and `codec_error`, not of all: of rows that were trained on together, without a silo."""
+    """Sum of the steps' learning rates; only lines of models that were trained without a federation have it."""
 
 
 class SiloLine(TypedDict):

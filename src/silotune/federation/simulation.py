@@ -15,7 +15,8 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from flwr.app import ConfigRecordValues
@@ -73,7 +74,7 @@ def run_simulation(
     os.environ.update(settings)
     ray_folder = _ray_folder()
     try:
-        with reaped(ray_folder, run_context.scratch):
+        with reaped(ray_folder, run_context.scratch), _ray(local_silos, ray_folder):
             _run(serve, client_app, local_silos, run_context, ray_folder)
     finally:
         for name, value in before.items():
@@ -100,8 +101,6 @@ def _run(
     import flwr.simulation
 
     from silotune.federation.app import make_server_app
-
-    _start_ray(local_silos, ray_folder)
 
     outcome: list[BaseException] = []
     served: list[bool] = []
@@ -145,8 +144,9 @@ def _end_work(over: threading.Event, run_context: RunContext, ray_folder: Path) 
         end_workers(ray_folder)
 
 
-def _start_ray(local_silos: LocalSilos, folder: Path) -> None:
-    """Start the cluster, which Flower's engine then finds.
+@contextmanager
+def _ray(local_silos: LocalSilos, folder: Path) -> Iterator[None]:
+    """A cluster that Flower's engine finds while the block lasts; one that is there already is taken as it is.
 
     Ray gives a node 30 seconds to come up. A machine that is busy, or has not read Ray from its disk yet, may need
     more: so it is tried more than once.
@@ -154,6 +154,17 @@ def _start_ray(local_silos: LocalSilos, folder: Path) -> None:
     Raises:
         FederationError: it does not start.
     """
+    import ray
+
+    if not ray.is_initialized():
+        _start_ray(local_silos, folder)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start_ray(local_silos: LocalSilos, folder: Path) -> None:
     import ray
 
     for left in reversed(range(STARTS)):

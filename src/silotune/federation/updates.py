@@ -80,8 +80,7 @@ def _answers(federation: Federation, state: ServerState, names: Mapping[int, str
 
 
 def _requests(federation: Federation, state: ServerState, nodes: Sequence[int]) -> dict[int, Envelope]:
-    """What each node is asked to train from: the same object for all who keep the same and whose last update counted
-    to the same round."""
+    """What each node is asked to train from; nodes that are asked the same share one object, which is sent as one."""
     digest = with_adapter(federation, "evaluate", state.round, state.adapter).digest if federation.holders else ""
     beside = controls(federation, state)
     asked = {
@@ -123,18 +122,16 @@ def with_adapter(
 
 def controls(federation: Federation, state: ServerState, aggregate: Aggregate | None = None) -> Arrays:
     """The method's control variates, 0 until a round has changed them; with an aggregate, those after its round."""
-    beside = federation.method.beside(federation.spec)
+    control, beside = federation.method.control, federation.method.beside(federation.spec)
     before = {name: state.slots.get(name, np.zeros(shape, np.float32)) for name, shape in beside.shapes}
-    if aggregate is None:
+    if aggregate is None or control is None:
         return before
     settings = federation.recipe.federation
     declared = {name: weight_of(federation.profiles[name], settings) for name in federation.members.values()}
     weights = bounded(declared, settings.max_share)
     share = np.float32(sum(weights[name] for name in aggregate.silos) / sum(weights.values()))
     after = {name: value + share * aggregate.update[name] for name, value in before.items()}
-    assert federation.method.control is not None or not after
-    most = federation.method.control.most if federation.method.control else 0.0
-    return {name: np.clip(value, -most, most) for name, value in after.items()}
+    return {name: np.clip(value, -control.most, control.most) for name, value in after.items()}
 
 
 def _admit(

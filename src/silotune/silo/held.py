@@ -9,8 +9,8 @@ silos of a simulation have one folder, and keep one copy between them.
 import logging
 import re
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -23,7 +23,7 @@ from silotune.wire.manifest import Manifest
 logger = logging.getLogger(__name__)
 
 
-def hold(root: Path, run: str, array: NDArray[Any], manifest: Manifest) -> bool:
+def hold(root: Path, run: str, array: NDArray[np.generic], manifest: Manifest) -> bool:
     """Keep an adapter in place of the one before, of whatever run that was.
 
     Args:
@@ -50,7 +50,7 @@ def hold(root: Path, run: str, array: NDArray[Any], manifest: Manifest) -> bool:
         return False
 
 
-def held(root: Path, run: str, digest: str) -> tuple[NDArray[Any], Manifest] | None:
+def held(root: Path, run: str, digest: str) -> tuple[NDArray[np.generic], Manifest] | None:
     """The adapter of a digest as it travelled, and its manifest; None if it is not kept, or not whole."""
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         return None
