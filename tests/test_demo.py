@@ -5,7 +5,7 @@ import re
 import pytest
 from tests.data.helpers import rows_in
 
-from silotune.data.silos import find_silos
+from silotune.data.silos.sources import find_silos
 from silotune.demo import RECIPE
 from silotune.recipe import load_recipe
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from silotune.data.silos import find_silos
+from silotune.data.silos.sources import find_silos
 from silotune.errors import DataError, RecipeError
 from silotune.recipe import absolute, check_recipe, difference, dump_recipe, load_recipe
 from silotune.settings import Recipe

@@ -133,8 +133,8 @@ def _random_batches(data: Path, tokenizer: Any, round_: int) -> list[list[dict[s
     """The round's rows in random batches, tokenised with the chat template, loss on the answers."""
     import random
 
-    from silotune.data.reading import Reading, read_rows
-    from silotune.data.tokens import encode
+    from silotune.data.read.reading import Reading, read_rows
+    from silotune.data.tokenize.tokens import encode
 
     rows = [row for _, row in read_rows([str(data)], Reading())]
     chosen = random.Random(round_).sample(rows, STEPS * BATCH)

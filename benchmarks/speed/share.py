@@ -43,9 +43,10 @@ def our_step(data: Path) -> tuple[Callable[[], None], int]:
     """The same of silotune's."""
     import torch
 
-    from silotune.data.batches import collate, plan_round
-    from silotune.data.reading import Reading
-    from silotune.data.store import Split, open_store
+    from silotune.data.read.reading import Reading
+    from silotune.data.silos.batches import collate, plan_round
+    from silotune.data.tokenize.split import Split
+    from silotune.data.tokenize.store import open_store
     from silotune.model.base import place
     from silotune.model.tuner import tuner
     from silotune.settings import LoraSettings, TrainingSettings

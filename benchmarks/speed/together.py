@@ -45,8 +45,9 @@ def _work(folder: Path, layers: str) -> dict[str, Any]:
     """The resident model, its ways, the silos' rows and an adapter to begin with."""
     import numpy as np
 
-    from silotune.data.reading import Reading
-    from silotune.data.store import Split, open_store
+    from silotune.data.read.reading import Reading
+    from silotune.data.tokenize.split import Split
+    from silotune.data.tokenize.store import open_store
     from silotune.model.adapter import initial_adapter
     from silotune.model.base import place
     from silotune.model.tuner import tuner
@@ -119,7 +120,7 @@ def _furthest(ours: list[Any], theirs: list[Any]) -> float:
 
 def _padded(work: dict[str, Any], settings: Any) -> dict[str, float]:
     """Tokens with padding for each real token."""
-    from silotune.data.batches import plan_round
+    from silotune.data.silos.batches import plan_round
 
     plans = []
     for name, split in work["splits"].items():

@@ -13,9 +13,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from silotune.data.reading import Reading, read_rows
-from silotune.data.store import open_store
-from silotune.data.tokens import encode, rendered_texts
+from silotune.data.read.reading import Reading, read_rows
+from silotune.data.tokenize.store import open_store
+from silotune.data.tokenize.tokens import encode, rendered_texts
 from silotune.model.base import load_tokenizer, locate
 
 

@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from silotune.data.corpus import silos_of
-from silotune.data.prompts import conversation
-from silotune.data.readers import ENDINGS
-from silotune.data.rows import Conversation, Turn
-from silotune.data.silos import SiloFiles
-from silotune.data.survey import Survey, survey
+from silotune.data.read.prompts import conversation
+from silotune.data.read.readers import ENDINGS
+from silotune.data.read.rows import Conversation, Turn
+from silotune.data.silos.corpus import silos_of
+from silotune.data.silos.sources import SiloFiles
+from silotune.data.silos.survey import Survey, survey
 from silotune.errors import (
     DivergedError,
     FederationError,

@@ -24,7 +24,7 @@ import silotune
 from silotune import streams
 from silotune.commands import compare, evaluate, export, generate, member, report, serve, watch
 from silotune.commands.options import AsJson
-from silotune.data.files import printable
+from silotune.data.read.files import printable
 from silotune.errors import OutputError, SilotuneError
 
 if TYPE_CHECKING:

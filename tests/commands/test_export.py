@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import silotune
-from silotune.data.rows import Turn
-from silotune.data.tokens import encode_prompt
+from silotune.data.read.rows import Turn
+from silotune.data.tokenize.tokens import encode_prompt
 from silotune.errors import ModelError
 from silotune.inference import chat
 from silotune.model import lora

@@ -86,7 +86,7 @@ def test_what_cannot_be_answered_is_refused(call, run, tmp_path, arguments, stdi
 
 def test_answers_of_the_python_api_come_in_order(run, alone):
     opened = silotune.open_run(run)
-    from silotune.data.rows import Turn
+    from silotune.data.read.rows import Turn
 
     asked = [ASKED[0], [Turn("user", ASKED[1])], ASKED[2]]
     found = opened.answers(asked, sampling=silotune.Sampling(7), batch=2)

@@ -100,7 +100,7 @@ def test_the_budget_is_the_federations_own(run):
 
 def test_pooled_is_local_training_on_all_rows(run):
     from silotune.compare.context import open_context
-    from silotune.data.joined import Joined
+    from silotune.data.silos.joined import Joined
     from silotune.model import lora
     from silotune.model.adapter import initial_adapter
     from silotune.model.base import published_name

@@ -7,7 +7,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from silotune.data.chat_template import PLAIN_TEMPLATE
+from silotune.data.tokenize.chat_template import PLAIN_TEMPLATE
 
 SPECIAL = [
     "<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|eot|>",
@@ -239,7 +239,7 @@ def with_template(kind: str, template: str) -> Any:
     """A tokenizer of a kind with a template, as a base is loaded with it."""
     import copy
 
-    from silotune.data.chat_template import prepare
+    from silotune.data.tokenize.chat_template import prepare
 
     tokenizer = copy.deepcopy(tokenizer_of(kind))
     tokenizer.chat_template = template

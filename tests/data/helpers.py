@@ -5,15 +5,16 @@ import gzip
 import io
 import json
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from silotune.data import store
-from silotune.data.reading import Reading, read_rows
-from silotune.data.store import Split
-from silotune.data.tokens import ChatOptions, Example, encode
+from silotune.data.read.reading import Reading, read_rows
+from silotune.data.tokenize.building import build
+from silotune.data.tokenize.split import Split
+from silotune.data.tokenize.store import opened
+from silotune.data.tokenize.tokens import ChatOptions, Example, encode
 
 
 def example(ids: Any, answered: Any, cut: bool = False) -> Example:
@@ -21,13 +22,12 @@ def example(ids: Any, answered: Any, cut: bool = False) -> Example:
 
 
 def split_of(tokenizer: Any, rows: list[Any], max_length: int) -> Split:
-    folder = Path(mkdtemp())
-
     def read(_: Any) -> Any:
         return ((0, row, examples) for row, examples in zip(rows, encode(tokenizer, rows, max_length), strict=True))
 
-    store._build(folder, read)
-    return Split(store._opened(folder, max_length, ChatOptions()), np.arange(len(rows)))
+    with TemporaryDirectory() as folder:  # what is mapped stays when its file goes
+        build(Path(folder), read)
+        return Split(opened(Path(folder), max_length, ChatOptions()), np.arange(len(rows)))
 
 
 def rows_in(*paths: Path | str, **reading: Any) -> list[Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.data.helpers import example
 
-from silotune.data.batches import collate, collate_silos, plan_round, steps_in_round
+from silotune.data.silos.batches import collate, collate_silos, plan_round, steps_in_round
 from silotune.settings import TrainingSettings
 
 LENGTHS = np.array([5, 9, 4, 8, 7, 3, 6, 10, 2, 11])

@@ -6,11 +6,11 @@ import pytest
 from tests.conftest import make_tokenizer
 from tests.data.helpers import write_records
 
-from silotune.data import leaks
-from silotune.data.corpus import leaks_of, load_corpus
-from silotune.data.reading import Reading
+from silotune.data.read.reading import Reading
 from silotune.data.seeds import derive
-from silotune.data.silos import SiloConfig, SiloFiles, find_silos
+from silotune.data.silos import leaks
+from silotune.data.silos.corpus import leaks_of, load_corpus
+from silotune.data.silos.sources import SiloConfig, SiloFiles, find_silos
 from silotune.errors import DataError
 
 ROW = {"prompt": "red", "completion": "blue"}
@@ -67,7 +67,7 @@ def test_no_row_to_hold_out_is_refused(load):
 
 
 def test_a_silo_without_a_test_row_is_told_what_to_do(tmp_path, tokenizer, monkeypatch):
-    from silotune.data import corpus
+    from silotune.data.silos import corpus
 
     path = str(write_records(tmp_path / "a.jsonl", questions("a", "b")))
     nothing = corpus.Chosen(corpus.np.arange(2), corpus.np.arange(0))

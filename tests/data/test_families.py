@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data.families import FAMILIES, Family, with_template
 
-from silotune.data.chat_template import fill, template_of
-from silotune.data.rendering import control_tokens, turn_end
-from silotune.data.rows import Row, Turn
-from silotune.data.template_check import oddities
-from silotune.data.tokens import ChatOptions, encode, encode_prompt
+from silotune.data.read.rows import Row, Turn
+from silotune.data.tokenize.chat_template import fill, template_of
+from silotune.data.tokenize.rendering import control_tokens, turn_end
+from silotune.data.tokenize.template_check import oddities
+from silotune.data.tokenize.tokens import ChatOptions, encode, encode_prompt
 from silotune.errors import DataError
 
 KINDS = ("bytes", "sentencepiece", "wordpiece")

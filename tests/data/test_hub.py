@@ -3,16 +3,16 @@
 import pytest
 from tests.data.helpers import rows_in
 
-from silotune.data import hub, store
-from silotune.data.reading import Reading, read_rows
-from silotune.data.store import content_key
+from silotune.data.read import content, hub
+from silotune.data.read.content import content_key
+from silotune.data.read.reading import Reading, read_rows
 from silotune.errors import DataError
 
 
 @pytest.fixture(autouse=True)
 def nothing_loaded():
     hub.load.cache_clear()
-    store._content.cache_clear()
+    content._content.cache_clear()
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def test_a_dataset_is_asked_for_once_and_known_by_its_content(asked, monkeypatch
     assert keys[0] == keys[2] != keys[1]
     rows_in("hf:me/a"), rows_in("hf:me/a")
     assert asked == [("me/a", None, "train"), ("me/b", None, "train")]
-    store._content.cache_clear()
-    monkeypatch.setattr(store, "identity", lambda source: "another")
+    content._content.cache_clear()
+    monkeypatch.setattr(content, "identity", lambda source: "another")
     assert content_key(["hf:me/a"], Reading()) != keys[0]
 
 

@@ -3,12 +3,12 @@
 import pytest
 from tests.data.helpers import write_records
 
-from silotune.data import corpus, leaks
-from silotune.data.corpus import chosen_rows, leaks_of
-from silotune.data.leaks import Leaks
-from silotune.data.reading import Reading, read_rows
-from silotune.data.rows import Row, Turn
-from silotune.data.silos import SiloFiles, find_silos
+from silotune.data.read.reading import Reading, read_rows
+from silotune.data.read.rows import Row, Turn
+from silotune.data.silos import corpus, leaks
+from silotune.data.silos.corpus import chosen_rows, leaks_of
+from silotune.data.silos.leaks import Leaks
+from silotune.data.silos.sources import SiloFiles, find_silos
 from silotune.settings import DataSettings, PoolSettings
 
 STORY = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"

@@ -12,10 +12,10 @@ from tests.conftest import make_tokenizer
 from tests.data.helpers import write_records
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-from silotune.data import pieces
-from silotune.data.pieces import ending, token_ids
-from silotune.data.rows import Row, Turn
-from silotune.data.tokens import encode
+from silotune.data.read.rows import Row, Turn
+from silotune.data.tokenize import pieces
+from silotune.data.tokenize.pieces import ending, token_ids
+from silotune.data.tokenize.tokens import encode
 from silotune.model.base import load_tokenizer, locate
 
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -153,8 +153,8 @@ MEMORY = """
 import re, sys
 from pathlib import Path
 from tests.conftest import make_tokenizer
-from silotune.data.reading import Reading
-from silotune.data.store import open_store
+from silotune.data.read.reading import Reading
+from silotune.data.tokenize.store import open_store
 tokenizer = make_tokenizer()
 open_store([sys.argv[1]], Reading(), tokenizer, 64)
 most = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tests.data.helpers import write_records
 
-from silotune.data import pool
-from silotune.data.corpus import silos_of
-from silotune.data.reading import Reading
+from silotune.data.read.reading import Reading
+from silotune.data.silos import pool
+from silotune.data.silos.corpus import silos_of
 from silotune.errors import DataError
 from silotune.settings import DataSettings, PoolSettings
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from silotune.data.prompts import read_prompts
-from silotune.data.rows import Conversation, Turn
+from silotune.data.read.prompts import read_prompts
+from silotune.data.read.rows import Conversation, Turn
 from silotune.errors import DataError
 
 

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.data.helpers import rows_in, write_records
 
-from silotune.data import files, json_reader, parquet_reader, table_reader, text_reader
-from silotune.data.reading import Reading, read_rows
-from silotune.data.rows import Turn
+from silotune.data.read import files, json_reader, parquet_reader, table_reader, text_reader
+from silotune.data.read.reading import Reading, read_rows
+from silotune.data.read.rows import Turn
 from silotune.errors import DataError
 
 FORMATS = [

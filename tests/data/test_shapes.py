@@ -6,8 +6,8 @@ import re
 import pytest
 from tests.data.helpers import rows_in, write_records
 
-from silotune.data.reading import Reading, Seen, read_rows
-from silotune.data.rows import Turn
+from silotune.data.read.reading import Reading, Seen, read_rows
+from silotune.data.read.rows import Turn
 from silotune.errors import DataError
 
 USER, ANSWER = Turn("user", "q"), Turn("assistant", "a")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from silotune.data.corpus import chosen_rows
-from silotune.data.silos import SiloConfig, find_runs, find_silos, listed_silos
+from silotune.data.silos.corpus import chosen_rows
+from silotune.data.silos.sources import SiloConfig, find_runs, find_silos, listed_silos
 from silotune.errors import DataError
 from silotune.settings import SiloSource
 

@@ -17,11 +17,14 @@ from tests.data.helpers import rows_in, write_records
 
 import silotune
 from silotune import cache
-from silotune.data import corpus, store
-from silotune.data.reading import Reading
-from silotune.data.silos import SiloFiles
-from silotune.data.store import Split, open_store
-from silotune.data.tokens import encode
+from silotune.data.read import content
+from silotune.data.read.reading import Reading
+from silotune.data.silos import corpus
+from silotune.data.silos.sources import SiloFiles
+from silotune.data.tokenize import store
+from silotune.data.tokenize.split import Split
+from silotune.data.tokenize.store import open_store
+from silotune.data.tokenize.tokens import encode
 from silotune.errors import DataError, InputError
 from silotune.settings import DataSettings, PoolSettings
 
@@ -100,8 +103,8 @@ def test_a_store_beyond_what_may_be_mapped_writable_is_opened_all_the_same(tmp_p
 def test_it_is_built_once_for_a_content(tmp_path, tokenizer, monkeypatch):
     path = write_records(tmp_path / "a.jsonl", RECORDS[:5])
     built = []
-    build = store._build
-    monkeypatch.setattr(store, "_build", lambda folder, read: (built.append(1), build(folder, read)))
+    build = store.build
+    monkeypatch.setattr(store, "build", lambda folder, read: (built.append(1), build(folder, read)))
 
     def opened(**changes):
         return open_store([str(changes.get("path", path))], changes.get("reading", Reading()), changes.get("tok", tokenizer), changes.get("length", 40))  # fmt: skip
@@ -141,20 +144,20 @@ def test_nothing_is_kept_of_a_file_with_a_bad_row_or_one_that_changes(tmp_path, 
         open_store([str(path)], Reading(), tokenizer, 40)
     assert not [entry for entry in (cache.home() / "tokens").iterdir() if entry.is_dir()]
     path = write_records(tmp_path / "b.jsonl", RECORDS[:5])
-    build = store._build
+    build = store.build
 
     def meddle(folder, read):
         build(folder, read)
         path.write_bytes(path.read_bytes() * 2)
 
-    monkeypatch.setattr(store, "_build", meddle)
+    monkeypatch.setattr(store, "build", meddle)
     with pytest.raises(DataError, match="changed while it was read"):
         open_store([str(path)], Reading(), tokenizer, 40)
 
 
 def test_a_file_that_changes_after_it_was_hashed_poisons_no_cache(tmp_path, tokenizer, monkeypatch):
     path = write_records(tmp_path / "a.jsonl", RECORDS[:50])
-    digested = store.content_key
+    digested = content.content_key
 
     def meddle(sources, *more):
         key = digested(sources, *more)
@@ -170,7 +173,7 @@ def test_a_file_that_changes_after_it_was_hashed_poisons_no_cache(tmp_path, toke
         lambda: corpus.counted_rows(silos[0], Reading()),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(store, "content_key", meddle)
+            patch.setattr(content, "content_key", meddle)
             with pytest.raises(DataError, match=r"a\.jsonl: the file was changed while it was read"):
                 read()
         assert not [entry for entry in cache.home().glob("*/*") if entry.is_dir() and entry.parent.name != "tokens"]
@@ -227,8 +230,8 @@ MEMORY = """
 import re, sys, threading
 from pathlib import Path
 from tests.conftest import make_tokenizer
-from silotune.data.reading import Reading
-from silotune.data.store import open_store
+from silotune.data.read.reading import Reading
+from silotune.data.tokenize.store import open_store
 
 def held():  # mapped files left out: their pages may go at any time
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 from tests.data.helpers import rows_in, write_records
 
-from silotune.data.survey import survey
-from silotune.data.tokens import encode
+from silotune.data.silos.survey import survey
+from silotune.data.tokenize.tokens import encode
 from silotune.errors import DataError
 from silotune.model.base import load_tokenizer
 from silotune.recipe import recipe_of

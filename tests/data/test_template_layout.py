@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.conftest import make_tokenizer
 
-from silotune.data import rendering
-from silotune.data.chat_template import PLAIN_TEMPLATE, fill, template_of
-from silotune.data.rendering import renderings
-from silotune.data.rows import Turn
-from silotune.data.template_flow import only_writes
-from silotune.data.template_layout import rendered
+from silotune.data.read.rows import Turn
+from silotune.data.tokenize import rendering
+from silotune.data.tokenize.chat_template import PLAIN_TEMPLATE, fill, template_of
+from silotune.data.tokenize.rendering import renderings
+from silotune.data.tokenize.template_flow import only_writes
+from silotune.data.tokenize.template_layout import rendered
 from silotune.errors import DataError
 
 WRITES = {

@@ -6,11 +6,11 @@ from datetime import datetime
 import pytest
 from tests.conftest import TEMPLATE, make_tokenizer
 
-from silotune.data import tokens
-from silotune.data.chat_template import PLAIN_TEMPLATE, fill, prepare, template_of
-from silotune.data.pieces import without_start
-from silotune.data.rows import Row, Turn
-from silotune.data.tokens import encode_prompt
+from silotune.data.read.rows import Row, Turn
+from silotune.data.tokenize import tokens
+from silotune.data.tokenize.chat_template import PLAIN_TEMPLATE, fill, prepare, template_of
+from silotune.data.tokenize.pieces import without_start
+from silotune.data.tokenize.tokens import encode_prompt
 from silotune.errors import DataError
 
 CHAT = (Turn("system", "Ask"), Turn("user", "Where is the key?"), Turn("assistant", "under a stone"),

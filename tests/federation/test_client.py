@@ -5,7 +5,7 @@ import json
 import pytest
 from flwr.app import Message
 
-from silotune.data.silos import SiloConfig, SiloFiles, find_silos
+from silotune.data.silos.sources import SiloConfig, SiloFiles, find_silos
 from silotune.errors import InputError
 from silotune.federation.app import handle
 from silotune.federation.client import answer, prepare, silo_of, without_folders

@@ -80,8 +80,8 @@ def test_a_round_of_one_silo_at_rate_1_is_that_silo_alone(make_recipe, tmp_path)
     folder, _ = run(recipe, tmp_path / "one", client_app(lambda _, reply, __: seen.append(reply)))
     assert seen
 
-    from silotune.data.corpus import load_corpus, options_of
     from silotune.data.seeds import derive
+    from silotune.data.silos.corpus import load_corpus, options_of
     from silotune.federation import local
     from silotune.model.base import place
     from silotune.model.tuner import tuner

@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import silotune
-from silotune.data.silos import SiloConfig
+from silotune.data.silos.sources import SiloConfig
 from silotune.federation import checkpoint, client
 from silotune.federation.server import sendable, unrounded
 from silotune.model.adapter import AdapterSpec

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tests.data.helpers import split_of
 
-from silotune.data.rows import Row, Turn
-from silotune.data.tokens import encode_prompt
+from silotune.data.read.rows import Row, Turn
+from silotune.data.tokenize.tokens import encode_prompt
 from silotune.inference import answers, generation
 from silotune.inference.generation import Sampling
 from silotune.model.base import place

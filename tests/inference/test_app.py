@@ -11,8 +11,8 @@ from tests.conftest import write_silo
 from tests.inference.helpers import Scripted, client, serving
 
 import silotune
-from silotune.data.rows import Turn
-from silotune.data.tokens import encode_beginning, encode_prompt
+from silotune.data.read.rows import Turn
+from silotune.data.tokenize.tokens import encode_beginning, encode_prompt
 from silotune.inference import chat, queue
 from silotune.inference.app import LARGEST_BODY, Service
 from silotune.inference.generation import Piece, Reply

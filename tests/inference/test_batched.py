@@ -6,8 +6,8 @@ import torch
 from tests.conftest import make_tokenizer
 from tests.inference.test_generation import KINDS
 
-from silotune.data.rows import Turn
-from silotune.data.tokens import encode_prompt
+from silotune.data.read.rows import Turn
+from silotune.data.tokenize.tokens import encode_prompt
 from silotune.errors import LengthError
 from silotune.inference import batched, generation
 from silotune.inference.generation import Sampling

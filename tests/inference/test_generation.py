@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from silotune.data.rows import Turn
-from silotune.data.tokens import encode_prompt
+from silotune.data.read.rows import Turn
+from silotune.data.tokenize.tokens import encode_prompt
 from silotune.errors import InputError, LengthError
 from silotune.inference import generation
 from silotune.inference.generation import Sampling

@@ -12,7 +12,7 @@ import torch
 from tests.conftest import make_model
 
 from silotune import cache
-from silotune.data.chat_template import PLAIN_TEMPLATE
+from silotune.data.tokenize.chat_template import PLAIN_TEMPLATE
 from silotune.errors import ModelError
 from silotune.model import base, embedded, gguf
 from silotune.model.stored import describe

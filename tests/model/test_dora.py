@@ -265,7 +265,7 @@ def test_the_short_ways_are_exact_and_stacks_are_not_taken(tiny_base):
 
 
 def test_losses_and_gradients_on_the_short_ways_are_those_of_the_plain_one(tiny_base):
-    from silotune.data.batches import Batch
+    from silotune.data.silos.batches import Batch
     from silotune.training.forward import ForwardPlan, losses
 
     settings = DORA.model_copy(update={"layers": "upper-half"})

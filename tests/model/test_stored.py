@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.conftest import make_model
 
-from silotune.data.chat_template import PLAIN_TEMPLATE
+from silotune.data.tokenize.chat_template import PLAIN_TEMPLATE
 from silotune.errors import ModelError
 from silotune.model import base, stored, tuner
 from silotune.settings import LoraSettings

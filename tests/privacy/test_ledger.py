@@ -6,7 +6,7 @@ from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from tests.federation.helpers import client_app, run
 
-from silotune.data.silos import SiloConfig, find_silos
+from silotune.data.silos.sources import SiloConfig, find_silos
 from silotune.privacy.ledger import Entry, append
 
 

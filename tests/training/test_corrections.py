@@ -6,7 +6,7 @@ import torch
 from tests.data.helpers import split_of
 from tests.training.test_loop import WAYS, rows
 
-from silotune.data.batches import collate, plan_round
+from silotune.data.silos.batches import collate, plan_round
 from silotune.model import lora
 from silotune.model.adapter import initial_adapter
 from silotune.model.base import place

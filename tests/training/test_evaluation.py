@@ -6,8 +6,8 @@ import torch
 from tests.data.helpers import split_of
 
 from silotune.compare.measured import score_rows
-from silotune.data.batches import collate
-from silotune.data.rows import Row, Turn
+from silotune.data.read.rows import Row, Turn
+from silotune.data.silos.batches import collate
 from silotune.model.base import place
 from silotune.model.tuner import tuner
 from silotune.settings import LoraSettings

@@ -6,7 +6,7 @@ import transformers
 from tests.conftest import make_tokenizer
 from tests.data.helpers import example
 
-from silotune.data.batches import collate
+from silotune.data.silos.batches import collate
 from silotune.model import lora, targets
 from silotune.model.adapter import initial_adapter
 from silotune.model.base import place

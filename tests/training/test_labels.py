@@ -8,8 +8,8 @@ import torch
 from tests.conftest import TEMPLATE, make_tokenizer
 from tests.data.helpers import split_of
 
-from silotune.data.rows import Row, Turn
-from silotune.data.tokens import encode_prompt
+from silotune.data.read.rows import Row, Turn
+from silotune.data.tokenize.tokens import encode_prompt
 from silotune.inference import generation
 from silotune.inference.generation import Sampling
 from silotune.model import lora

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tests.data.helpers import split_of
 
-from silotune.data.batches import collate, plan_round
-from silotune.data.rows import Row, Turn
-from silotune.data.store import Split
+from silotune.data.read.rows import Row, Turn
+from silotune.data.silos.batches import collate, plan_round
+from silotune.data.tokenize.split import Split
 from silotune.errors import DivergedError
 from silotune.model import lora
 from silotune.model.adapter import initial_adapter

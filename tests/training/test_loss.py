@@ -5,7 +5,7 @@ import torch
 from tests.conftest import make_model, make_tokenizer
 from tests.data.helpers import example
 
-from silotune.data.batches import collate
+from silotune.data.silos.batches import collate
 from silotune.model import lora
 from silotune.model.adapter import initial_adapter
 from silotune.model.base import place

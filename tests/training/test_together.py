@@ -11,7 +11,7 @@ from tests.federation.helpers import run
 from tests.training.test_forward import MODELS, adapted, make
 
 import silotune
-from silotune.data.rows import Row, Turn
+from silotune.data.read.rows import Row, Turn
 from silotune.errors import DivergedError, SilotuneError
 from silotune.federation import checkpoint
 from silotune.federation import together as federation_together

@@ -14,7 +14,7 @@ from rich.text import Text
 import silotune
 from silotune import streams
 from silotune.commands.options import Answers, AsJson, RunPath
-from silotune.data.files import printable
+from silotune.data.read.files import printable
 from silotune.federation.events import Event, Fields
 
 Seeds = Annotated[

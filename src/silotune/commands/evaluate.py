@@ -10,7 +10,7 @@ from rich.text import Text
 
 import silotune
 from silotune.commands.options import Answers, AsJson, RunPath
-from silotune.data.files import printable
+from silotune.data.read.files import printable
 
 Data = Annotated[str, typer.Option("--data", metavar="PATH", help="A file, a silo's folder, or a folder of silos.")]
 Base = Annotated[bool, typer.Option("--base", help="Score the base model too.")]

@@ -21,7 +21,7 @@ from silotune.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from silotune.data.rows import Conversation
+    from silotune.data.read.rows import Conversation
 
 Prompts = Annotated[
     list[str],
@@ -81,7 +81,7 @@ def chat(
     as_json: AsJson = False,
 ) -> None:
     """Talk with a run's model; an empty line or the end of input ends it."""
-    from silotune.data.rows import Conversation, Turn
+    from silotune.data.read.rows import Conversation, Turn
 
     opened = silotune.open_run(run)
     sampling = silotune.Sampling(max_tokens, temperature, top_p, seed)
@@ -98,7 +98,7 @@ def _asked(prompts: Sequence[str], files: Sequence[str], system: str | None) -> 
     Raises:
         InputError: there is none, or one cannot be used.
     """
-    from silotune.data.prompts import conversation, read_prompts
+    from silotune.data.read.prompts import conversation, read_prompts
 
     if not prompts and not files:
         raise silotune.InputError("what to answer? Give --prompt TEXT, --prompt - for standard input, or --file PATH.")

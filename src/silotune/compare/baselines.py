@@ -26,8 +26,8 @@ from typing import cast
 from silotune import atomic
 from silotune.algorithms.interface import ServerState
 from silotune.compare.context import ComparisonContext
-from silotune.data.joined import Joined
 from silotune.data.seeds import derive
+from silotune.data.silos.joined import Joined
 from silotune.errors import DivergedError, FederationError, Interrupted
 from silotune.federation import checkpoint, result
 from silotune.federation.checkpoint import Saved

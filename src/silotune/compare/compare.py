@@ -19,7 +19,7 @@ from silotune.compare.context import ComparisonContext, open_context
 from silotune.compare.gains import Column, Trial
 from silotune.compare.measured import labels_of, measure
 from silotune.compare.statistics import crossover
-from silotune.data.files import printable
+from silotune.data.read.files import printable
 from silotune.errors import InputError, Interrupted
 from silotune.federation import local
 from silotune.federation import run as run_folder

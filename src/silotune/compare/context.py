@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from silotune.data.corpus import Corpus, load_corpus, options_of
-from silotune.data.files import printable
-from silotune.data.silos import SiloConfig
-from silotune.data.store import Split
-from silotune.data.tokenizer import Tokenizer
+from silotune.data.read.files import printable
+from silotune.data.silos.corpus import Corpus, load_corpus, options_of
+from silotune.data.silos.sources import SiloConfig
+from silotune.data.tokenize.split import Split
+from silotune.data.tokenize.tokenizer import Tokenizer
 from silotune.errors import DataError, Interrupted, ModelError, RecipeError, RunError
 from silotune.federation import checkpoint, local
 from silotune.federation.events import RunContext

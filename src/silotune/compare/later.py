@@ -10,11 +10,12 @@ import numpy as np
 from silotune.compare.comparison import Cell, Everybody, Part
 from silotune.compare.gains import figures
 from silotune.compare.measured import Measured, labels_of, score_rows
-from silotune.data.corpus import chosen_rows, options_of, reading_of, silos_of
-from silotune.data.files import printable
-from silotune.data.reading import read_rows
-from silotune.data.silos import SiloFiles
-from silotune.data.store import Split, Store, open_store
+from silotune.data.read.files import printable
+from silotune.data.read.reading import read_rows
+from silotune.data.silos.corpus import chosen_rows, options_of, reading_of, silos_of
+from silotune.data.silos.sources import SiloFiles
+from silotune.data.tokenize.split import Split
+from silotune.data.tokenize.store import Store, open_store
 from silotune.errors import DataError, InputError
 from silotune.federation.run import RunFolder
 from silotune.inference import samples

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from silotune import atomic
 from silotune.compare.baselines import Model, put
 from silotune.compare.context import ComparisonContext
-from silotune.data.corpus import chosen_rows, counted_rows, silo_rows
-from silotune.data.store import Split
-from silotune.data.tokenizer import Tokenizer
+from silotune.data.silos.corpus import chosen_rows, counted_rows, silo_rows
+from silotune.data.tokenize.split import Split
+from silotune.data.tokenize.tokenizer import Tokenizer
 from silotune.model.tuner import Tuner
 from silotune.training.scores import AnswerScores, Chosen
 

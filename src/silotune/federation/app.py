@@ -11,7 +11,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from silotune.data.silos import SiloConfig
+from silotune.data.silos.sources import SiloConfig
 from silotune.federation.client import SCRATCH_VARIABLE, answer, guarded, silo_of
 from silotune.federation.messages import content, envelope, hashed_once, ledger_entry
 from silotune.federation.progress import Progress, require_going
@@ -65,9 +65,9 @@ client_app = ClientApp()
 
 
 @client_app.query()
-def hello(message: Message, context: Context) -> Message:
+def join(message: Message, context: Context) -> Message:
     """Say who the silo is and how much it holds."""
-    return handle(message, context, "hello")
+    return handle(message, context, "join")
 
 
 @client_app.train()

@@ -24,12 +24,12 @@ from pydantic import ValidationError
 import silotune
 from silotune import algorithms
 from silotune.algorithms.interface import Arrays, LocalResult
-from silotune.data.batches import plan_round
-from silotune.data.corpus import Corpus, leaks_of, load_corpus
-from silotune.data.files import printable
+from silotune.data.read.files import printable
 from silotune.data.seeds import derive
-from silotune.data.silos import SiloConfig
-from silotune.data.tokens import ChatOptions
+from silotune.data.silos.batches import plan_round
+from silotune.data.silos.corpus import Corpus, leaks_of, load_corpus
+from silotune.data.silos.sources import SiloConfig
+from silotune.data.tokenize.tokens import ChatOptions
 from silotune.errors import AdmissionError, InputError, SilotuneError
 from silotune.federation.local import cores, local_silos_of
 from silotune.model.adapter import NO_TENSORS, AdapterState, initial_adapter
@@ -184,7 +184,7 @@ def _job_in(request: Envelope, silo: SiloConfig) -> Job:
         raise InputError(f"the server's job cannot be used: {error.errors()[0]['msg']}") from None
     if silo.own_machine and silo.memory is not None:
         memory = Memory(silo.memory, job.run, silo.files.name)
-        (memory.join if request.kind == "hello" else memory.require)(text)
+        (memory.join if request.kind == "join" else memory.require)(text)
     return job
 
 
@@ -213,7 +213,7 @@ def _base(job: Job, silo: SiloConfig) -> str:
     return job.base
 
 
-def _hello(request: Envelope, silo: SiloConfig) -> Envelope:
+def _join(request: Envelope, silo: SiloConfig) -> Envelope:
     work = prepare(request, silo)
     _memory(work)
     train, test = work.corpus.train, work.corpus.test
@@ -239,7 +239,7 @@ def _hello(request: Envelope, silo: SiloConfig) -> Envelope:
         key=public_key(silo.memory) if silo.own_machine and silo.memory else "",
         proof=proof(silo.memory, str(request.fields["job"])) if silo.own_machine and silo.memory else "",
     )
-    return Envelope("up", "hello", asdict(profile))
+    return Envelope("up", "join", asdict(profile))
 
 
 @dataclass(frozen=True)
@@ -457,7 +457,7 @@ def _alone(request: Envelope, silo: SiloConfig) -> Envelope:
 
 
 ANSWERS: Mapping[Kind, Callable[[Envelope, SiloConfig], Envelope]] = {
-    "hello": _hello,
+    "join": _join,
     "train": _train,
     "evaluate": _evaluate,
     "alone": _alone,

@@ -18,7 +18,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
-from silotune.data.silos import SiloConfig
+from silotune.data.silos.sources import SiloConfig
 from silotune.federation.messages import TYPES
 
 SERVER = 1

@@ -11,13 +11,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from silotune.data import leaks
-from silotune.data.corpus import leaks_of, load_corpus, options_of, reading_of, runs_among, silos_of
-from silotune.data.files import printable
-from silotune.data.leaks import Leaks
-from silotune.data.silos import SiloConfig, SiloFiles
-from silotune.data.store import stamp
-from silotune.data.template_check import oddities
+from silotune.data.read.content import stamp
+from silotune.data.read.files import printable
+from silotune.data.silos import leaks
+from silotune.data.silos.corpus import leaks_of, load_corpus, options_of, reading_of, runs_among, silos_of
+from silotune.data.silos.leaks import Leaks
+from silotune.data.silos.sources import SiloConfig, SiloFiles
+from silotune.data.tokenize.template_check import oddities
 from silotune.errors import OutputError, RecipeError
 from silotune.federation.events import Event, RunContext, Watcher
 from silotune.federation.progress import ask_to_stop

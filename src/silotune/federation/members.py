@@ -65,7 +65,7 @@ class Federation:
     """Names of the silos that are connected, by node."""
     guests: dict[int, Profile] = field(default_factory=dict)
     """Silos that said who they are before the base model was settled, by node."""
-    hellos: dict[str, Asked] = field(default_factory=dict)
+    joining: dict[str, Asked] = field(default_factory=dict)
     """Nodes that were asked who they are and have not answered yet."""
     refused: dict[int, Refusal] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
@@ -95,11 +95,11 @@ def assemble(federation: Federation, wanted: int | Set[str], seconds: float) -> 
     while True:
         connected = _greet(federation)
         nobody_else = (
-            federation.run_context.fixed and connected >= federation.run_context.expected and not federation.hellos
+            federation.run_context.fixed and connected >= federation.run_context.expected and not federation.joining
         )
         over = nobody_else or time.monotonic() >= deadline
         if federation.base is None and (over or _enough((each.silo for each in federation.guests.values()), wanted)):
-            others = bool(federation.hellos) or not federation.run_context.fixed
+            others = bool(federation.joining) or not federation.run_context.fixed
             _settle(federation, others_may_answer=others and not over)
         if over or _enough(federation.members.values(), wanted):
             break
@@ -125,12 +125,12 @@ def _greet(federation: Federation) -> int:
     connected = set(federation.transport.grid.get_node_ids())
     _drop(federation, connected)
     now = time.monotonic()
-    thinking = {asked.node for asked in federation.hellos.values()}
+    thinking = {asked.node for asked in federation.joining.values()}
     paused = {node for node, refusal in federation.refused.items() if refusal.until > now}
     new = sorted(connected - federation.members.keys() - federation.guests.keys() - thinking - paused)
-    requests = {node: Envelope("down", "hello", {"job": federation.job}) for node in new}
+    requests = {node: Envelope("down", "join", {"job": federation.job}) for node in new}
     asked = send(federation.transport, requests, {}, 0, federation.recipe.federation.join_timeout)
-    federation.hellos.update(asked)
+    federation.joining.update(asked)
     reached = {each.node for each in asked.values()}
     for node in new:
         if node not in reached:
@@ -138,7 +138,7 @@ def _greet(federation: Federation) -> int:
     heard = True
     while heard:
         heard = False
-        for answer in arrivals(federation.transport, federation.hellos):
+        for answer in arrivals(federation.transport, federation.joining):
             _hear(federation, answer)
             heard = True
         require_going(federation.transport)
@@ -154,9 +154,9 @@ def _drop(federation: Federation, connected: set[int]) -> None:
         for node in gone:
             federation.guests.pop(node, None)
             federation.refused.pop(node, None)
-    for identifier, asked in list(federation.hellos.items()):
+    for identifier, asked in list(federation.joining.items()):
         if asked.node not in connected:
-            federation.transport.late[identifier] = federation.hellos.pop(identifier)
+            federation.transport.late[identifier] = federation.joining.pop(identifier)
 
 
 def _hear(federation: Federation, answer: Answer) -> None:

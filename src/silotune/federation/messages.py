@@ -15,7 +15,7 @@ from silotune.wire.manifest import Manifest
 VERSION, FIELDS, MANIFEST = "silotune.schema", "silotune.fields", "silotune.manifest"
 ADAPTER, ARRAY = "silotune.adapter", "adapter"
 
-TYPES: dict[Kind, str] = {"hello": "query", "train": "train", "evaluate": "evaluate", "alone": "train.alone"}
+TYPES: dict[Kind, str] = {"join": "query", "train": "train", "evaluate": "evaluate", "alone": "train.alone"}
 """Flower's message type for each kind."""
 
 NPY_HEADER_BYTES = 4096

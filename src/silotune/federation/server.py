@@ -82,7 +82,7 @@ def opened(
     try:
         yield federation
     finally:
-        transport.late.update(federation.hellos)
+        transport.late.update(federation.joining)
         enter_late(transport)
 
 

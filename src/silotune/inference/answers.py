@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from silotune.data.rendering import learned
-from silotune.data.rows import Row
+from silotune.data.read.rows import Row
 from silotune.data.seeds import derive
-from silotune.data.store import Split
-from silotune.data.tokens import opening_tokens, question_of
+from silotune.data.tokenize.rendering import learned
+from silotune.data.tokenize.split import Split
+from silotune.data.tokenize.tokens import opening_tokens, question_of
 from silotune.inference import batched
 from silotune.inference.generation import Sampling
 from silotune.model.tuner import Tuner

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from silotune.data.rows import Turn
+from silotune.data.read.rows import Turn
 from silotune.errors import InputError, LengthError
 from silotune.inference import replies
 from silotune.inference.errors import ApiError

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from silotune.data.tokenizer import Tokenizer
+from silotune.data.tokenize.tokenizer import Tokenizer
 from silotune.inference import generation
 from silotune.inference.generation import Sampling, Speech
 from silotune.model.protocols import Cache, TunedModel

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from silotune.data.rows import Conversation, Turn
-from silotune.data.tokens import encode_beginning, encode_prompt
+from silotune.data.read.rows import Conversation, Turn
+from silotune.data.tokenize.tokens import encode_beginning, encode_prompt
 from silotune.errors import RunError
 from silotune.federation.run import RunFolder
 from silotune.inference import batched, generation

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from silotune.data.tokenizer import Tokenizer
+from silotune.data.tokenize.tokenizer import Tokenizer
 from silotune.errors import InputError, LengthError
 from silotune.model import lora
 from silotune.model.adapter import AdapterState

@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from silotune.data.rows import Role, Turn
+from silotune.data.read.rows import Role, Turn
 from silotune.inference.errors import ApiError
 from silotune.inference.generation import Sampling
 

@@ -5,12 +5,20 @@ from pathlib import Path
 from typing import TypedDict
 
 from silotune import atomic
-from silotune.data import leaks
-from silotune.data.corpus import chosen_rows, counted_rows, first_test_rows, leaks_of, options_of, reading_of, silos_of
-from silotune.data.rendering import learned
-from silotune.data.rows import Row
-from silotune.data.tokenizer import Tokenizer
-from silotune.data.tokens import ChatOptions, encode_beginning, encode_prompt
+from silotune.data.read.rows import Row
+from silotune.data.silos import leaks
+from silotune.data.silos.corpus import (
+    chosen_rows,
+    counted_rows,
+    first_test_rows,
+    leaks_of,
+    options_of,
+    reading_of,
+    silos_of,
+)
+from silotune.data.tokenize.rendering import learned
+from silotune.data.tokenize.tokenizer import Tokenizer
+from silotune.data.tokenize.tokens import ChatOptions, encode_beginning, encode_prompt
 from silotune.federation.run import RunFolder
 from silotune.inference import chat, generation
 from silotune.inference.generation import Sampling

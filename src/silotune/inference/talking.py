@@ -172,7 +172,7 @@ def _answer(line: Connection, run: RunFolder, turns: Turns, max_tokens: int) -> 
 def _streams(run: RunFolder, turns: Turns, max_tokens: int) -> dict[str, Iterator[Piece]]:
     import torch
 
-    from silotune.data.rows import Turn
+    from silotune.data.read.rows import Turn
     from silotune.inference import chat
 
     saved = None if run.finished() else checkpoint.latest(run)

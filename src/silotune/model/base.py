@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from silotune.data.chat_template import prepare
-from silotune.data.tokenizer import Tokenizer
+from silotune.data.tokenize.chat_template import prepare
+from silotune.data.tokenize.tokenizer import Tokenizer
 from silotune.errors import ModelError
 from silotune.model import embedded, gguf
 from silotune.model.gguf import in_a_line

@@ -3,9 +3,9 @@
 import copy
 from dataclasses import dataclass
 
-from silotune.data.chat_template import template_of
-from silotune.data.rendering import turn_end
-from silotune.data.tokenizer import Tokenizer
+from silotune.data.tokenize.chat_template import template_of
+from silotune.data.tokenize.rendering import turn_end
+from silotune.data.tokenize.tokenizer import Tokenizer
 from silotune.model.protocols import GenerationSettings
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from silotune.data.tokenizer import Tokenizer
+from silotune.data.tokenize.tokenizer import Tokenizer
 from silotune.errors import ModelError
 
 if TYPE_CHECKING:

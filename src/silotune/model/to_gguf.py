@@ -13,9 +13,9 @@ import zipfile
 from pathlib import Path
 
 from silotune.cache import build_once
-from silotune.data.chat_template import template_of
-from silotune.data.rendering import turn_end
-from silotune.data.tokenizer import Tokenizer
+from silotune.data.tokenize.chat_template import template_of
+from silotune.data.tokenize.rendering import turn_end
+from silotune.data.tokenize.tokenizer import Tokenizer
 from silotune.errors import ModelError
 from silotune.model import base, probing
 from silotune.model.fetching import fetch

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from silotune.data.tokenizer import Tokenizer
+from silotune.data.tokenize.tokenizer import Tokenizer
 from silotune.errors import ModelError
 from silotune.model import base as base_model
 from silotune.model import lora, precision

@@ -19,7 +19,7 @@ from silotune.compare.comparison import (
     MeanGain,
     Trained,
 )
-from silotune.data.files import printable
+from silotune.data.read.files import printable
 from silotune.errors import FederationError
 from silotune.federation.run import RunFolder
 from silotune.federation.spent import Spent, spent_by, total

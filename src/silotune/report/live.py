@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from silotune.data.files import printable
+from silotune.data.read.files import printable
 from silotune.federation.events import Event, Fields
 from silotune.federation.progress import ProgressState, read_progress
 from silotune.federation.run import RunFolder

@@ -4,7 +4,7 @@ import functools
 
 import jinja2
 
-from silotune.data.files import printable
+from silotune.data.read.files import printable
 from silotune.report.figures import human_bytes
 
 NONE = "-"

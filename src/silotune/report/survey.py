@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from silotune import atomic
-from silotune.data.files import printable
-from silotune.data.leaks import NEAR, RUN
-from silotune.data.survey import SiloSurvey, SplitSurvey, Survey, TokenisedRow
+from silotune.data.read.files import printable
+from silotune.data.silos.leaks import NEAR, RUN
+from silotune.data.silos.survey import SiloSurvey, SplitSurvey, Survey, TokenisedRow
 from silotune.errors import InputError
 from silotune.settings import Recipe
 

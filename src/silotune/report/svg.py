@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
-from silotune.data.files import printable
+from silotune.data.read.files import printable
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

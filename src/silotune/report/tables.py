@@ -10,7 +10,7 @@ from rich.table import Table
 from silotune.compare.comparison import Cell, Comparison, Everybody, Gain, MeanGain
 from silotune.compare.later import Evaluation
 from silotune.compare.statistics import Interval
-from silotune.data.files import printable
+from silotune.data.read.files import printable
 from silotune.report.matrix import ALONE, OWN, Matrix, intervals
 from silotune.report.matrix import matrix as matrix_of
 from silotune.training.scores import LabelScores

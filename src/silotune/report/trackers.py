@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from silotune import atomic
-from silotune.data.files import printable
+from silotune.data.read.files import printable
 from silotune.errors import RecipeError, RunError
 from silotune.federation import checkpoint
 from silotune.federation.events import Event, Watcher

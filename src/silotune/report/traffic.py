@@ -80,7 +80,7 @@ class Traffic:
         if tensors and tensors != flow.tensors:
             known = {pair[0]: pair[1] for pair in (*flow.tensors, *tensors)}
             flow.dtype, flow.tensors = line["dtype"], [[name, known[name]] for name in sorted(known)]
-        if (direction, kind) == ("up", "hello"):
+        if (direction, kind) == ("up", "join"):
             reason = fields.get("failure") or fields.get("inadmissible")
             self.greeted[silo] = str(reason) if reason else None
 

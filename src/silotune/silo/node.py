@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, cast
 
-from silotune.data.corpus import reading_of
-from silotune.data.silos import SiloConfig, find_silos
+from silotune.data.silos.corpus import reading_of
+from silotune.data.silos.sources import SiloConfig, find_silos
 from silotune.errors import InputError
 from silotune.recipe import check_recipe
 from silotune.silo.memory import default_root

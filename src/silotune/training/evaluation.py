@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from silotune.data.batches import Batch, by_length, collate
-from silotune.data.joined import Examples
+from silotune.data.silos.batches import Batch, by_length, collate
+from silotune.data.silos.joined import Examples
 from silotune.model.tuner import Tuner
 from silotune.training.forward import ForwardPlan, each_token
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from silotune.data.batches import Batch
+from silotune.data.silos.batches import Batch
 from silotune.model.tuner import Tuner
 from silotune.training.forward import ForwardPlan, losses
 

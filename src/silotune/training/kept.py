@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from silotune.data.batches import Batch
+from silotune.data.silos.batches import Batch
 from silotune.model import targets
 from silotune.model.protocols import Decoder, Model, TunedModel
 from silotune.model.trial import succeeds

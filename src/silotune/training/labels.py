@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from silotune.data.batches import collate
-from silotune.data.pieces import token_ids
-from silotune.data.store import Split
-from silotune.data.tokenizer import Tokenizer
-from silotune.data.tokens import Example, opening_tokens, own_words
+from silotune.data.silos.batches import collate
+from silotune.data.tokenize.pieces import token_ids
+from silotune.data.tokenize.split import Split
+from silotune.data.tokenize.tokenizer import Tokenizer
+from silotune.data.tokenize.tokens import Example, opening_tokens, own_words
 from silotune.model.tuner import Tuner
 from silotune.training.evaluation import TOKENS, summed
 from silotune.training.forward import ForwardPlan, each_token, start_is_shared

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from silotune.data.batches import plan_round
-from silotune.data.joined import Examples
-from silotune.data.tokens import Example
+from silotune.data.silos.batches import plan_round
+from silotune.data.silos.joined import Examples
+from silotune.data.tokenize.tokens import Example
 from silotune.errors import DivergedError
 from silotune.settings import TrainingSettings
 

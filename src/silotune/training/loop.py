@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from silotune.data.batches import collate
-from silotune.data.joined import Examples
 from silotune.data.seeds import derive
+from silotune.data.silos.batches import collate
+from silotune.data.silos.joined import Examples
 from silotune.model import lora
 from silotune.model.tuner import Tuner
 from silotune.settings import TrainingSettings

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from silotune.data.batches import Batch
+from silotune.data.silos.batches import Batch
 from silotune.model.protocols import Config, Decoder, TunedModel
 from silotune.model.trial import succeeds
 from silotune.model.tuner import while_resident

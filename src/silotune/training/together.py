@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import AdamW
 
-from silotune.data.batches import Batch, collate_silos
-from silotune.data.store import Split
-from silotune.data.tokens import Example
+from silotune.data.silos.batches import Batch, collate_silos
+from silotune.data.tokenize.split import Split
+from silotune.data.tokenize.tokens import Example
 from silotune.model import lora
 from silotune.model.adapter import AdapterState, initial_adapter
 from silotune.model.protocols import LoraLinear, TunedModel

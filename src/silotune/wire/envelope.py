@@ -1,7 +1,7 @@
 """The message schema: four kinds, each with its declared fields; nothing else is sent and nothing else accepted.
 
     kind       down (server to silo)     up (silo to server)
-    hello      job                       who the silo is and how much it holds
+    join       job                       who the silo is and how much it holds
     train      job, round, adapter,      what training cost, update
     evaluate   job, round, adapter       sums over the held-out rows, whether the adapter is kept
     alone      job, rounds               sums over the held-out rows of a model that no one else sees, what it cost
@@ -17,13 +17,13 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from silotune.data.files import printable
+from silotune.data.read.files import printable
 from silotune.errors import AdmissionError
 from silotune.wire.manifest import Manifest
 from silotune.wire.profile import Alone, Profile
 
 Scalar = str | int | float
-Kind = Literal["hello", "train", "evaluate", "alone"]
+Kind = Literal["join", "train", "evaluate", "alone"]
 Direction = Literal["down", "up"]
 
 SCHEMA = 5
@@ -35,11 +35,11 @@ MAX_REASON = 500
 """Characters of a failure's reason."""
 
 DECLARED: Mapping[tuple[Direction, Kind], Mapping[str, type]] = {
-    ("down", "hello"): {"job": str},
+    ("down", "join"): {"job": str},
     ("down", "train"): {"job": str, "round": int, "held": str, "counted": int},
     ("down", "evaluate"): {"job": str, "round": int},
     ("down", "alone"): {"job": str, "rounds": int},
-    ("up", "hello"): {each.name: cast(type, each.type) for each in fields(Profile)},
+    ("up", "join"): {each.name: cast(type, each.type) for each in fields(Profile)},
     ("up", "train"): {
         "steps": int,
         "loss": float,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from silotune.data.seeds import derive
-from silotune.data.tokens import Example
+from silotune.data.tokenize.tokens import Example
 from silotune.errors import DataError
 from silotune.settings import TrainingSettings
 

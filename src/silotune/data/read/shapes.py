@@ -17,10 +17,10 @@ fields, never their text.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from silotune.data.files import printable
-from silotune.data.records import Record, json_type
-from silotune.data.rows import Conversation, Row, Turn
-from silotune.data.turns import FORMS, answered, checked, tools_of, turns_of, unread
+from silotune.data.read.files import printable
+from silotune.data.read.records import Record, json_type
+from silotune.data.read.rows import Conversation, Row, Turn
+from silotune.data.read.turns import FORMS, answered, checked, tools_of, turns_of, unread
 from silotune.errors import DataError
 from silotune.settings import ON_TOP
 

@@ -9,10 +9,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from silotune.data.files import printable
-from silotune.data.json_reader import parsed
-from silotune.data.records import json_type
-from silotune.data.rows import THOUGHTS, Role, Turn
+from silotune.data.read.files import printable
+from silotune.data.read.json_reader import parsed
+from silotune.data.read.records import json_type
+from silotune.data.read.rows import THOUGHTS, Role, Turn
 from silotune.errors import DataError
 
 

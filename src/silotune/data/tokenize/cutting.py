@@ -9,9 +9,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from silotune.data.pieces import ending, without_start
-from silotune.data.rows import Turn
-from silotune.data.tokenizer import Tokenizer
+from silotune.data.read.rows import Turn
+from silotune.data.tokenize.pieces import ending, without_start
+from silotune.data.tokenize.tokenizer import Tokenizer
 
 SHORTENED = ("user", "tool")
 """Roles whose texts lose their start."""

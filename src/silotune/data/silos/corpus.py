@@ -10,17 +10,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from silotune.data import leaks
-from silotune.data.files import printable
-from silotune.data.leaks import Placed
-from silotune.data.pool import dealt_rows, pooled_silos, rows_of
-from silotune.data.reading import Reading, read_rows
-from silotune.data.rows import Row
+from silotune.data.read.content import kept, stamp
+from silotune.data.read.files import printable
+from silotune.data.read.reading import Reading, read_rows
+from silotune.data.read.rows import Row
 from silotune.data.seeds import derive
-from silotune.data.silos import SiloConfig, SiloFiles, find_runs, find_silos, listed_silos
-from silotune.data.store import Same, Split, Store, kept, open_store, stamp
-from silotune.data.tokenizer import Tokenizer
-from silotune.data.tokens import ChatOptions
+from silotune.data.silos import leaks
+from silotune.data.silos.leaks import Placed
+from silotune.data.silos.pool import dealt_rows, pooled_silos, rows_of
+from silotune.data.silos.sources import SiloConfig, SiloFiles, find_runs, find_silos, listed_silos
+from silotune.data.tokenize.split import Split
+from silotune.data.tokenize.store import Same, Store, open_store
+from silotune.data.tokenize.tokenizer import Tokenizer
+from silotune.data.tokenize.tokens import ChatOptions
 from silotune.errors import DataError
 from silotune.settings import DataSettings, Recipe, SiloSource
 

@@ -7,12 +7,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from silotune.data.store import Split
-from silotune.data.tokens import Example
+from silotune.data.tokenize.split import Split
+from silotune.data.tokenize.tokens import Example
 
 
 class Examples(Protocol):
-    """What training and scoring take: a silo's own rows (`store.Split`) or several silos' together."""
+    """What training and scoring take: a silo's own rows (`split.Split`) or several silos' together."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:

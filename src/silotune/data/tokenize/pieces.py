@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from silotune.data.tokenizer import Tokenizer
+from silotune.data.tokenize.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

@@ -17,9 +17,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from silotune.data.chat_template import ChatTemplate, added_names, any_of, fill, places
-from silotune.data.pieces import same_start
-from silotune.data.rows import Role, Turn
+from silotune.data.read.rows import Role, Turn
+from silotune.data.tokenize.chat_template import ChatTemplate, added_names, any_of, fill, places
+from silotune.data.tokenize.pieces import same_start
 from silotune.errors import DataError
 
 EDGE = "\x1f"

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from silotune.data.chat_template import ChatTemplate, any_of
-from silotune.data.rendering import control_tokens
-from silotune.data.rows import Turn
+from silotune.data.read.rows import Turn
+from silotune.data.tokenize.chat_template import ChatTemplate, any_of
+from silotune.data.tokenize.rendering import control_tokens
 from silotune.errors import DataError
 
 if TYPE_CHECKING:

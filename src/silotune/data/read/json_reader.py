@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from silotune.data.files import MOST_ROW, no_other_kind, numbered_lines, opened, printable, text_size, too_long
-from silotune.data.records import Record, json_type
+from silotune.data.read.files import MOST_ROW, no_other_kind, numbered_lines, opened, printable, text_size, too_long
+from silotune.data.read.records import Record, json_type
 from silotune.errors import DataError
 from silotune.settings import TextRows
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Protocol
 
-from silotune.data.files import MOST_ROW, printable, too_long
-from silotune.data.records import Record
+from silotune.data.read.files import MOST_ROW, printable, too_long
+from silotune.data.read.records import Record
 from silotune.errors import DataError
 
 ID = re.compile(r"hf:(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?::(?P<config>[\w.-]+))?(?:@(?P<split>[\w.\[\]:%+-]+))?$")

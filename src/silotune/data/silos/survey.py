@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from silotune.data import leaks
-from silotune.data.corpus import (
+from silotune.data.read.readers import ENDINGS, place
+from silotune.data.silos import leaks
+from silotune.data.silos.corpus import (
     Chosen,
     chosen_rows,
     corpus_of,
@@ -24,11 +25,11 @@ from silotune.data.corpus import (
     runs_among,
     silos_of,
 )
-from silotune.data.readers import ENDINGS, place
-from silotune.data.silos import SiloFiles
-from silotune.data.store import Split, Store, open_store
-from silotune.data.template_check import oddities
-from silotune.data.tokenizer import Tokenizer
+from silotune.data.silos.sources import SiloFiles
+from silotune.data.tokenize.split import Split
+from silotune.data.tokenize.store import Store, open_store
+from silotune.data.tokenize.template_check import oddities
+from silotune.data.tokenize.tokenizer import Tokenizer
 from silotune.settings import HUB, Recipe
 
 QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}

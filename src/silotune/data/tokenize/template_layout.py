@@ -9,10 +9,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from silotune.data.chat_template import ChatTemplate
-from silotune.data.rendering import EDGE, MARKED, Kind, Rendering, Span, renderings
-from silotune.data.rows import Role, Turn
-from silotune.data.template_flow import only_writes
+from silotune.data.read.rows import Role, Turn
+from silotune.data.tokenize.chat_template import ChatTemplate
+from silotune.data.tokenize.rendering import EDGE, MARKED, Kind, Rendering, Span, renderings
+from silotune.data.tokenize.template_flow import only_writes
 
 
 @dataclass(frozen=True)

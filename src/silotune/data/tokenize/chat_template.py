@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, TypedDict
 
-from silotune.data.pieces import same_start
-from silotune.data.rows import THOUGHTS, Turn
-from silotune.data.tokenizer import Tokenizer
+from silotune.data.read.rows import THOUGHTS, Turn
+from silotune.data.tokenize.pieces import same_start
+from silotune.data.tokenize.tokenizer import Tokenizer
 from silotune.errors import DataError
 from silotune.settings import SystemTurns
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from silotune.data.files import opened, printable, suffixes
-from silotune.data.hub import hub_records
-from silotune.data.json_reader import json_records
-from silotune.data.parquet_reader import parquet_records
-from silotune.data.records import Record
-from silotune.data.table_reader import table_records
-from silotune.data.text_reader import text_records
+from silotune.data.read.files import opened, printable, suffixes
+from silotune.data.read.hub import hub_records
+from silotune.data.read.json_reader import json_records
+from silotune.data.read.parquet_reader import parquet_records
+from silotune.data.read.records import Record
+from silotune.data.read.table_reader import table_records
+from silotune.data.read.text_reader import text_records
 from silotune.errors import DataError
 from silotune.settings import HUB, TextRows
 

@@ -1,10 +1,10 @@
 """What is odd about a base's chat template, said before anything is trained with it."""
 
-from silotune.data.chat_template import ADDED_PROMPT, ChatTemplate, fill, first_tokens, template_of
-from silotune.data.pieces import token_ids
-from silotune.data.rendering import Kind, outline_of, turn_end
-from silotune.data.rows import Turn
-from silotune.data.tokenizer import Tokenizer
+from silotune.data.read.rows import Turn
+from silotune.data.tokenize.chat_template import ADDED_PROMPT, ChatTemplate, fill, first_tokens, template_of
+from silotune.data.tokenize.pieces import token_ids
+from silotune.data.tokenize.rendering import Kind, outline_of, turn_end
+from silotune.data.tokenize.tokenizer import Tokenizer
 from silotune.errors import DataError
 from silotune.settings import SystemTurns
 

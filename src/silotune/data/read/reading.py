@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from silotune.data.files import printable
-from silotune.data.readers import read_records
-from silotune.data.records import Record
-from silotune.data.rows import Row
-from silotune.data.shapes import Shape, recognise, require_plain_names, require_same, to_row, unused
+from silotune.data.read.files import printable
+from silotune.data.read.readers import read_records
+from silotune.data.read.records import Record
+from silotune.data.read.rows import Row
+from silotune.data.read.shapes import Shape, recognise, require_plain_names, require_same, to_row, unused
 from silotune.errors import DataError
 from silotune.settings import ON_TOP, TextRows
 

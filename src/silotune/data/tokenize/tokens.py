@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from silotune.data.chat_template import ChatTemplate, fill, first_tokens, template_of
-from silotune.data.cutting import Draft, draft, endings, shorter
-from silotune.data.pieces import Coder, token_ids, token_ids_with
-from silotune.data.rendering import Kind, Rendering, learned, naming, outline_of, renderings
-from silotune.data.rows import Row, Turn
-from silotune.data.spelling import Spelling, hidden_turn, spelling_of
-from silotune.data.template_layout import rendered
-from silotune.data.tokenizer import Tokenizer
+from silotune.data.read.rows import Row, Turn
+from silotune.data.tokenize.chat_template import ChatTemplate, fill, first_tokens, template_of
+from silotune.data.tokenize.cutting import Draft, draft, endings, shorter
+from silotune.data.tokenize.pieces import Coder, token_ids, token_ids_with
+from silotune.data.tokenize.rendering import Kind, Rendering, learned, naming, outline_of, renderings
+from silotune.data.tokenize.spelling import Spelling, hidden_turn, spelling_of
+from silotune.data.tokenize.template_layout import rendered
+from silotune.data.tokenize.tokenizer import Tokenizer
 from silotune.errors import DataError
 from silotune.settings import LossOn, SystemTurns
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from silotune.data.files import MOST_ROW, numbered_lines, printable, text_size, too_long
-from silotune.data.records import Record, twice
+from silotune.data.read.files import MOST_ROW, numbered_lines, printable, text_size, too_long
+from silotune.data.read.records import Record, twice
 from silotune.errors import DataError
 from silotune.settings import TextRows
 

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from silotune.data.rows import Row
+from silotune.data.read.rows import Row
 
 NEAR = 0.8
 RUN = 5

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from silotune.data.files import (
+from silotune.data.read.files import (
     FREE_BYTES,
     MOST_RATIO,
     MOST_ROW,
@@ -21,7 +21,7 @@ from silotune.data.files import (
     start_of,
     too_long,
 )
-from silotune.data.records import Record, twice
+from silotune.data.read.records import Record, twice
 from silotune.errors import DataError
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from silotune.data.files import MOST_ROW, numbered_lines, printable, text_size, too_long
-from silotune.data.records import Record
+from silotune.data.read.files import MOST_ROW, numbered_lines, printable, text_size, too_long
+from silotune.data.read.records import Record
 from silotune.settings import TextRows
 
 

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from silotune.data.files import printable, suffixes
-from silotune.data.readers import read_records
-from silotune.data.records import Record
-from silotune.data.rows import Conversation, Turn
-from silotune.data.shapes import Shape, asked_in
-from silotune.data.turns import FORMS
+from silotune.data.read.files import printable, suffixes
+from silotune.data.read.readers import read_records
+from silotune.data.read.records import Record
+from silotune.data.read.rows import Conversation, Turn
+from silotune.data.read.shapes import Shape, asked_in
+from silotune.data.read.turns import FORMS
 from silotune.errors import DataError
 from silotune.settings import ON_TOP
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from silotune.data.files import printable, require_file
-from silotune.data.readers import ENDINGS
-from silotune.data.reading import Reading
+from silotune.data.read.files import printable, require_file
+from silotune.data.read.readers import ENDINGS
+from silotune.data.read.reading import Reading
 from silotune.errors import DataError
 from silotune.settings import HUB, SiloSource
 

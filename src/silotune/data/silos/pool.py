@@ -25,14 +25,14 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from silotune.data.files import printable
-from silotune.data.reading import Reading, read_with_records
-from silotune.data.records import Record, json_type
-from silotune.data.rows import Row
+from silotune.data.read.content import kept
+from silotune.data.read.files import printable
+from silotune.data.read.reading import Reading, read_with_records
+from silotune.data.read.records import Record, json_type
+from silotune.data.read.rows import Row
+from silotune.data.read.shapes import LONGEST_LABEL
 from silotune.data.seeds import derive
-from silotune.data.shapes import LONGEST_LABEL
-from silotune.data.silos import SiloFiles, expand
-from silotune.data.store import kept
+from silotune.data.silos.sources import SiloFiles, expand
 from silotune.errors import DataError
 from silotune.settings import PoolSettings
 

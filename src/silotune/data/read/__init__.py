@@ -1,0 +1,1 @@
+"""Files and datasets to records, and records to rows."""
