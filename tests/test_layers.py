@@ -61,10 +61,19 @@ def test_imports_go_down_only():
             if not name.startswith("silotune") or own == "__init__":
                 continue
             other = ([*name.split("."), ""])[1]
-            if other == own or (name == "silotune" and own in ("cli", "commands", "federation")):
+            if other == own or (name == "silotune" and own in ("cli", "commands", "silo")):
                 continue
             allowed = LAYERS[other] < LAYERS[own] or (own, other) in INSIDE_A_LAYER or (own, other) == ("cli", "demo")
             assert allowed or (own in ("cli", "flower") and other == "api"), f"{path}: {own} must not import {name}"
+
+
+def test_data_goes_from_reading_to_tokens_to_silos():
+    order = ["seeds", "read", "tokenize", "silos"]
+    for path in (ROOT / "data").rglob("*.py"):
+        own = path.relative_to(ROOT / "data").parts[0].removesuffix(".py")
+        for name in imports(path):
+            if name.startswith("silotune.data."):
+                assert order.index(name.split(".")[2]) <= order.index(own), f"{path}: {own} must not import {name}"
 
 
 def test_the_table_for_contributors_is_that_of_the_tree():

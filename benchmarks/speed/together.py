@@ -90,19 +90,21 @@ def _measured(work: dict[str, Any], batch: int, passes: int) -> dict[str, Any]:
 
 
 def _apart(work: dict[str, Any], settings: Any) -> tuple[int, list[Any]]:
-    from silotune.model import lora
+    from silotune.training.local_run import TrainingTask
     from silotune.training.loop import train_round
 
     tokens, adapters = 0, []
     for name, split in work["splits"].items():
-        lora.put(work["tuner"].model, work["adapter"])
-        tokens += train_round(work["tuner"], work["ways"], split, settings, 0, name, 1).tokens
-        adapters.append(lora.take(work["tuner"].model))
+        task = TrainingTask(name, split, work["adapter"], frozenset(work["adapter"]))
+        totals, adapter = train_round(work["tuner"], work["ways"], task, settings, 0, 1)
+        tokens += totals.tokens
+        adapters.append(adapter)
     return tokens, adapters
 
 
 def _together(work: dict[str, Any], settings: Any) -> tuple[int, list[Any]]:
-    from silotune.training.together import TrainingTask, train_together
+    from silotune.training.local_run import TrainingTask
+    from silotune.training.together import train_together
 
     parts = [
         TrainingTask(name, split, work["adapter"], frozenset(work["adapter"])) for name, split in work["splits"].items()

@@ -13,6 +13,7 @@ from silotune.compare.comparison import Comparison
 from silotune.errors import DivergedError, FederationError, InputError, Interrupted, RunError
 from silotune.report import plots
 from silotune.training import loop as training
+from silotune.training.local_run import TrainingTask
 
 SILOS = ("ash", "birch", "cedar")
 
@@ -107,15 +108,17 @@ def test_pooled_is_local_training_on_all_rows(run):
 
     run.compare()
     context = open_context(run.folder)
-    lora.put(context.resident.model, initial_adapter(context.resident.spec, baselines.derive(0, "adapter")))
+    spec = context.resident.spec
+    expected = initial_adapter(spec, baselines.derive(0, "adapter"))
     rows = Joined(tuple(context.corpus(silo).train for silo in SILOS))
     assert len(rows) == 19 and [len(rows[i].ids) for i in range(19)] == rows.lengths.tolist()
     settings = context.recipe.training.model_copy(update={"steps": 6})
     for round_ in (1, 2):
-        training.train_round(context.resident, context.forward_plan, rows, settings, 0, "pooled", round_)
+        task = TrainingTask("pooled", rows, expected, spec.names)
+        _, expected = training.train_round(context.resident, context.forward_plan, task, settings, 0, round_)
     (folder,) = (run.path / "compare").glob("pooled-*")
-    name, expected = published_name(context.recipe.model.base), lora.take(context.resident.model)
-    found = lora.load(folder / "adapter", context.resident.spec, context.recipe.lora, name)
+    name = published_name(context.recipe.model.base)
+    found = lora.load(folder / "adapter", spec, context.recipe.lora, name)
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
 
 

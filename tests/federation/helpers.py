@@ -28,7 +28,7 @@ def client_app(change: Change = lambda *_: None) -> ClientApp:
 
     def register(kind: str, handler: Callable[[Message, Context], Message]) -> None:
         def handle(message: Message, context: Context) -> Message:
-            from silotune.federation.client import silo_of
+            from silotune.federation.nodes import silo_of
 
             reply = handler(message, context)
             return change(message, reply, silo_of(context.node_config).files.name) or reply
@@ -37,7 +37,7 @@ def client_app(change: Change = lambda *_: None) -> ClientApp:
         register_in = {"query": made.query, "train": made.train, "evaluate": made.evaluate}[where]
         register_in(*([action] if action else []))(handle)
 
-    register("query", app.hello)
+    register("query", app.join)
     register("train", app.train)
     register("evaluate", app.evaluate)
     register("train.alone", app.alone)

@@ -16,12 +16,12 @@ import silotune
 from silotune.compare import comparison
 from silotune.errors import FederationError, RunError
 from silotune.federation import alone, local
-from silotune.federation.client import answer
 from silotune.federation.events import RunContext
 from silotune.federation.inline import run_inline
 from silotune.federation.messages import FIELDS
 from silotune.report import deployed, tables
 from silotune.report.page import content
+from silotune.silo.answer import answer
 from silotune.wire.envelope import Envelope
 
 

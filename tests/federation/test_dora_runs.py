@@ -14,7 +14,6 @@ from tests.federation.helpers import Network, client_app, run
 import silotune
 from silotune.federation import checkpoint
 from silotune.federation.server import federate
-from silotune.model import lora
 from silotune.model.adapter import AdapterSpec, initial_adapter
 from silotune.model.magnitudes import base_norms
 from silotune.model.tuner import release
@@ -87,15 +86,19 @@ def test_a_round_of_one_silo_at_rate_1_is_that_silo_alone(make_recipe, tmp_path)
     from silotune.model.tuner import tuner
     from silotune.training.forward import forward_plan_of
     from silotune.training.kept import Keep
+    from silotune.training.local_run import TrainingTask
     from silotune.training.loop import train_round
 
     (silo,) = local.prepare_silos(recipe).silos
     resident = tuner(recipe.model.base, recipe.lora, place("cpu", "float32"))
     corpus = load_corpus(silo, resident.tokenizer, recipe.data.max_length, recipe.seed, options_of(recipe))
-    lora.put(resident.model, initial_adapter(resident.spec, derive(recipe.seed, "adapter")))
     plan = forward_plan_of(resident.model, "cpu", 0.0, Keep())
-    train_round(resident, plan, corpus.train, recipe.training, recipe.seed, "ash", 1)
-    alone, federated = lora.take(resident.model), checkpoint.latest(folder).state.adapter
+    start = initial_adapter(resident.spec, derive(recipe.seed, "adapter"))
+    task = TrainingTask("ash", corpus.train, start, resident.spec.names)
+    (_, alone), federated = (
+        train_round(resident, plan, task, recipe.training, recipe.seed, 1),
+        checkpoint.latest(folder).state.adapter,
+    )
     assert AdapterSpec.of(federated) == resident.spec
     assert all(np.abs(federated[name] - value).max() < 1e-7 for name, value in alone.items())
 

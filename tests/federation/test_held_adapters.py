@@ -9,8 +9,8 @@ from tests.federation.helpers import adapter_bytes, client_app, run
 
 import silotune
 from silotune.errors import InputError
-from silotune.federation import client
 from silotune.model.adapter import initial_adapter
+from silotune.silo import answer, start
 from silotune.silo import held as room
 from silotune.silo.held import held, hold
 from silotune.wire import codecs, manifest
@@ -23,13 +23,13 @@ def broadcasts(folder, kind="train"):
 
 def forgetful(monkeypatch, when=lambda silo, digest: True):
     """Silos that have lost what they said they keep."""
-    honest, asked = client.held, []
+    honest, asked = start.held, []
 
     def lost(root, identity, digest):
         asked.append(digest)
         return None if when(len(asked), digest) else honest(root, identity, digest)
 
-    monkeypatch.setattr(client, "held", lost)
+    monkeypatch.setattr(start, "held", lost)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_the_bits_are_those_of_sending_it_twice(make_recipe, tmp_path, monkeypat
     recipe = make_recipe(training={"rounds": 3}, federation={"algorithm": algorithm}, wire={"codec": codec})
     kept, _ = run(recipe, tmp_path / "kept")
     assert all(entry["fields"]["held"] for entry in broadcasts(kept))
-    monkeypatch.setattr(client, "hold", lambda *_: False)
+    monkeypatch.setattr(answer, "hold", lambda *_: False)
     sent, _ = run(recipe, tmp_path / "sent")
     assert not any(entry["fields"]["held"] for entry in broadcasts(sent))
     assert adapter_bytes(kept) == adapter_bytes(sent)

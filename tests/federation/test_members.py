@@ -45,7 +45,7 @@ def network(recipe, change=lambda *_: None):
     return grid, Story(grid)
 
 
-def is_hello(message):
+def is_join_request(message):
     return message.metadata.message_type == "query"
 
 
@@ -70,18 +70,18 @@ def test_a_silo_that_is_started_again_takes_part_again(recipe, tmp_path):
     assert story.all("round_start", "round", "cohort")[-1] == (4, ["ash", "birch", "cedar"])
 
 
-def test_a_hello_that_failed_is_tried_again_after_a_while_and_told_once(recipe, tmp_path, clock):
-    hellos = []
+def test_a_join_that_failed_is_tried_again_after_a_while_and_told_once(recipe, tmp_path, clock):
+    times = []
 
     def change(request, reply, silo):
-        if is_hello(request) and silo == "cedar":
-            hellos.append(clock[0])
-            return Message(Error(ErrorCode.CLIENT_APP_CRASHED, ""), reply_to=request) if len(hellos) < 3 else None
+        if is_join_request(request) and silo == "cedar":
+            times.append(clock[0])
+            return Message(Error(ErrorCode.CLIENT_APP_CRASHED, ""), reply_to=request) if len(times) < 3 else None
         return None
 
     grid, story = network(recipe, change)
     serve(grid, recipe, tmp_path / "run", 3, story)
-    assert len(hellos) == 3 and 5 <= hellos[1] < 10 <= hellos[2] - hellos[1] < 20
+    assert len(times) == 3 and 5 <= times[1] < 10 <= times[2] - times[1] < 20
     assert story.all("left_out", "silo", "reason") == [
         ("node 3", f"the silo's process died (Flower error {ErrorCode.CLIENT_APP_CRASHED})")
     ]
@@ -90,7 +90,7 @@ def test_a_hello_that_failed_is_tried_again_after_a_while_and_told_once(recipe, 
 
 def test_a_silo_that_comes_back_with_other_rows_is_left_out_and_the_others_go_on(recipe, tmp_path):
     def change(request, reply, silo):
-        if is_hello(request) and request.metadata.dst_node_id == 4:
+        if is_join_request(request) and request.metadata.dst_node_id == 4:
             fields = dict(reply.content[FIELDS]) | {"train_rows": 77}
             return Message(RecordDict({**reply.content, FIELDS: ConfigRecord(fields)}), reply_to=request)
         return None
@@ -111,7 +111,7 @@ def test_at_the_start_of_a_resumed_run_a_silo_with_other_rows_is_refused_and_end
         serve(grid, recipe, tmp_path / "run", 3, story)
 
     def change(request, reply, silo):
-        if is_hello(request) and silo == "birch":
+        if is_join_request(request) and silo == "birch":
             fields = dict(reply.content[FIELDS]) | {"train_rows": 77}
             return Message(RecordDict({**reply.content, FIELDS: ConfigRecord(fields)}), reply_to=request)
         return None
@@ -133,7 +133,7 @@ def test_a_new_node_that_hesitates_keeps_nobody_waiting(recipe, tmp_path, clock)
         came.append(clock[0])
 
     story.then = {("round", 1): comes, ("round", 3): lambda: setattr(grid, "slow", lambda _: False)}
-    grid.slow = lambda message: is_hello(message) and message.metadata.dst_node_id == 3
+    grid.slow = lambda message: is_join_request(message) and message.metadata.dst_node_id == 3
     serve(grid, recipe, tmp_path / "run", 2, story)
     assert clock[0] - came[0] < 1
     assert [cohort for (cohort,) in story.all("round_start", "cohort")] == [["ash", "birch"]] * 3 + [
@@ -143,13 +143,13 @@ def test_a_new_node_that_hesitates_keeps_nobody_waiting(recipe, tmp_path, clock)
 
 def test_a_tie_of_base_models_waits_for_whoever_has_been_asked(recipe, tmp_path, clock):
     def change(request, reply, silo):
-        if not is_hello(request):
+        if not is_join_request(request):
             return None
         fields = dict(reply.content[FIELDS]) | {"fingerprint": "wrong" if silo == "ash" else "right"}
         return Message(RecordDict({**reply.content, FIELDS: ConfigRecord(fields)}), reply_to=request)
 
     grid, story = network(recipe, change)
-    grid.slow = lambda message: is_hello(message) and message.metadata.dst_node_id == 3 and clock[0] < 100
+    grid.slow = lambda message: is_join_request(message) and message.metadata.dst_node_id == 3 and clock[0] < 100
     serve(grid, recipe, tmp_path / "run", 2, story)
     assert story.all("left_out", "silo", "reason") == [
         ("ash", "its base model is not the one that 'birch', 'cedar' hold")
@@ -159,7 +159,7 @@ def test_a_tie_of_base_models_waits_for_whoever_has_been_asked(recipe, tmp_path,
 
 def test_a_node_with_an_invented_base_ends_no_run_that_others_may_still_join(recipe, tmp_path, clock):
     def change(request, reply, silo):
-        if not is_hello(request):
+        if not is_join_request(request):
             return None
         fields = dict(reply.content[FIELDS]) | {"fingerprint": "wrong" if silo == "ash" else "right"}
         return Message(RecordDict({**reply.content, FIELDS: ConfigRecord(fields)}), reply_to=request)
@@ -207,7 +207,7 @@ def test_flower_keeps_messages_longer_than_the_server_waits(make_recipe, tmp_pat
     recipe = make_recipe(training={"rounds": 1, "steps": 1}, federation={"round_timeout": day, "join_timeout": 2 * day})
     grid, story = network(recipe)
     serve(grid, recipe, tmp_path / "run", 3, story)
-    assert {m.metadata.ttl > (2 if is_hello(m) else 1) * day for m in grid.sent} == {True}
+    assert {m.metadata.ttl > (2 if is_join_request(m) else 1) * day for m in grid.sent} == {True}
 
 
 # ----------------------------------------------------------------------------------------- names and keys
@@ -219,7 +219,7 @@ def keyed(tmp_path):
 
     def make(recipe, thief=None):
         def change(request, reply, silo):
-            if not is_hello(request) or request.metadata.dst_node_id != 4 or thief is None:
+            if not is_join_request(request) or request.metadata.dst_node_id != 4 or thief is None:
                 return None
             fields = dict(reply.content[FIELDS]) | thief(request)
             return Message(RecordDict({**reply.content, FIELDS: ConfigRecord(fields)}), reply_to=request)

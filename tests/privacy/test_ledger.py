@@ -29,7 +29,7 @@ def test_every_message_is_in_it_with_its_tensors_and_weight(make_recipe, tmp_pat
 
     folder, _ = run(make_recipe(training={"rounds": 1}), tmp_path / "run", client_app(note))
     ledger = list(folder.ledger())
-    assert len(ledger) == len(seen) == 2 * 3 * 4  # hello, base, train, evaluate; three silos; both ways
+    assert len(ledger) == len(seen) == 2 * 3 * 4  # join, base, train, evaluate; three silos; both ways
     weights = sorted(
         sum(len(part.deflate()) for part in get_all_nested_objects(message).values()) for _, message in seen
     )
@@ -56,9 +56,9 @@ def test_a_silos_own_ledger_has_its_failures_too(make_recipe, silos, tmp_path):
     def ask(node_config, change=lambda records: None):
         context = InlineGrid(None, [SiloConfig(find_silos(make_recipe().data.silos)[0])])._contexts[1]
         context.node_config = node_config
-        records = content(Envelope("down", "hello", {"job": _job(make_recipe(), "0" * 16).model_dump_json()}))
+        records = content(Envelope("down", "join", {"job": _job(make_recipe(), "0" * 16).model_dump_json()}))
         change(records)
-        return handle(Message(records, 1, TYPES["hello"], group_id="0"), context, "hello").content[FIELDS]
+        return handle(Message(records, 1, TYPES["join"], group_id="0"), context, "join").content[FIELDS]
 
     own = tmp_path / "own.jsonl"
     here = {"data": str(silos / "ash"), "ledger": str(own), "base": make_recipe().model.base, "threads": 1}
@@ -87,9 +87,9 @@ def test_a_silo_keeps_a_ledger_of_its_own(make_recipe, tmp_path):
     silo = SiloConfig(files, base=recipe.model.base, threads=1, ledger=tmp_path / "own.jsonl")
     grid = InlineGrid(None, [silo])
     request = Message(
-        content(Envelope("down", "hello", {"job": _job(recipe, "0" * 16).model_dump_json()})), 1, TYPES["hello"]
+        content(Envelope("down", "join", {"job": _job(recipe, "0" * 16).model_dump_json()})), 1, TYPES["join"]
     )
-    reply = handle(request, grid._contexts[1], "hello")
+    reply = handle(request, grid._contexts[1], "join")
     (line,) = [json.loads(text) for text in (tmp_path / "own.jsonl").read_text().splitlines()]
     assert (
         line["direction"] == "up" and line["silo"] == "ash" and line["fields"] == dict(reply.content["silotune.fields"])

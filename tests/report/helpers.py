@@ -64,8 +64,8 @@ def make_run(path: Path, silos: int = 2, rounds: int = 2, names: list[str] | Non
     profiles = {name: profile(name, index) for index, name in enumerate(names)}
     seconds = 1_700_000_000.0
     for index, name in enumerate(names):
-        message(made, "down", f"node {index}", "hello", 0, 100, node=index, time=seconds)
-        message(made, "up", name, "hello", 0, 200, node=index, time=seconds + 1)
+        message(made, "down", f"node {index}", "join", 0, 100, node=index, time=seconds)
+        message(made, "up", name, "join", 0, 200, node=index, time=seconds + 1)
     for round_ in range((rounds if done is None else done) + 1):
         seconds += 100
         lines = {}

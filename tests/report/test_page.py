@@ -199,7 +199,7 @@ def test_names_and_reasons_cannot_become_part_of_the_page(tmp_path):
     run = make_run(tmp_path / "run", names=evil)
     line = next(line for line in run.metrics() if line["round"] == 2)
     run.add_metrics({**line, "status": "left out", "reason": "</td><script>x</script>\x1b[2J"})
-    message(run, "up", "<img src=x>", "hello", 0, 9, node=77, time=1.8e9, fields={"failure": "<b>no</b>"})
+    message(run, "up", "<img src=x>", "join", 0, 9, node=77, time=1.8e9, fields={"failure": "<b>no</b>"})
     add_comparison(run, comparison(evil, [0.1] * 6, [-0.1] * 6))
     text, parsed = read(run)
     assert not {tag for tag, _ in parsed.tags} & {"script", "img", "b"} and not parsed.wrong
@@ -255,8 +255,8 @@ def test_samples_only_where_the_recipe_allows_them(tmp_path):
 def test_silos_left_out_and_who_never_came_in(run):
     line = next(line for line in run.metrics() if line["round"] == 2 and line["silo"] == "silo1")
     run.add_metrics({**line, "status": "left out", "reason": "no answer in time", "train": None, "evaluation": None})
-    message(run, "up", "elsewhere", "hello", 0, 9, node=77, time=1.8e9)
-    message(run, "up", "node 8", "hello", 0, 9, node=8, time=1.8e9, fields={"failure": "train.jsonl: no such file"})
+    message(run, "up", "elsewhere", "join", 0, 9, node=77, time=1.8e9)
+    message(run, "up", "node 8", "join", 0, 9, node=8, time=1.8e9, fields={"failure": "train.jsonl: no such file"})
     text, _ = read(run)
     assert cells(text, 'id="out"')[1:] == [
         ["silo1", "2", "no answer in time"],

@@ -46,12 +46,12 @@ def test_bytes_are_those_of_the_ledger(done):
     for silo in figures.silos:
         assert silo.bytes_up == sum(e["bytes"] for e in ledger if e["silo"] == silo.name and e["direction"] == "up")
     total = sum(line["bytes_up"] for line in figures.rounds)
-    hello = sum(e["bytes"] for e in ledger if e["kind"] == "hello" and e["direction"] == "up")
-    assert sum(silo.bytes_up for silo in figures.silos) == total + hello
+    joined = sum(e["bytes"] for e in ledger if e["kind"] == "join" and e["direction"] == "up")
+    assert sum(silo.bytes_up for silo in figures.silos) == total + joined
 
 
 def test_every_message_is_counted_for_a_silo_in_the_live_view_as_in_the_final_one(make_recipe, tmp_path):
-    """The hello goes to a node whose silo is not known yet; a run that is gone on with counts what was sent before."""
+    """The request to join goes to a node whose silo is not known yet; a run that is gone on with counts what was sent before."""
     table, out = LiveTable(Console(file=io.StringIO())), tmp_path / "run"
 
     def stop(event):

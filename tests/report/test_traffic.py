@@ -10,8 +10,8 @@ def entry(direction, silo, kind, round_, size, node=1, **more):
 
 def test_bytes_by_silo_and_round_with_what_went_before_the_name_was_known():
     traffic = Traffic([
-        entry("down", "node 1", "hello", 0, 7), entry("down", "node 2", "hello", 0, 7, node=2),
-        entry("up", "ash", "hello", 0, 11), entry("down", "ash", "train", 1, 100), entry("up", "ash", "train", 1, 50),
+        entry("down", "node 1", "join", 0, 7), entry("down", "node 2", "join", 0, 7, node=2),
+        entry("up", "ash", "join", 0, 11), entry("down", "ash", "train", 1, 100), entry("up", "ash", "train", 1, 50),
         entry("up", "ash", "train", 2, 60, late=True),
     ])  # fmt: skip
     assert (traffic.messages, traffic.late) == (6, 1)
@@ -43,8 +43,8 @@ def test_what_a_method_sends_beside_a_factor_is_told_apart():
 
 def test_who_greeted_and_why_it_was_no_use():
     traffic = Traffic([
-        entry("up", "node 1", "hello", 0, 1, fields={"failure": "no file"}),
-        entry("up", "ash", "hello", 0, 1), entry("up", "node 3", "hello", 0, 1, node=3, fields={"inadmissible": "odd"}),
+        entry("up", "node 1", "join", 0, 1, fields={"failure": "no file"}),
+        entry("up", "ash", "join", 0, 1), entry("up", "node 3", "join", 0, 1, node=3, fields={"inadmissible": "odd"}),
     ])  # fmt: skip
     assert traffic.greeted == {"ash": None, "node 3": "odd"}, "a node that failed and came back is not told twice"
 

@@ -13,7 +13,7 @@ from silotune.model.base import place
 from silotune.model.tuner import tuner
 from silotune.settings import LoraSettings, TrainingSettings
 from silotune.training.corrections import nothing, proximal
-from silotune.training.local_run import learning_rate
+from silotune.training.local_run import TrainingTask, learning_rate
 from silotune.training.loop import train_round
 from silotune.training.loss import plain_logits, summed_losses
 
@@ -33,9 +33,11 @@ def received(spec):
 def trained(resident, mu, steps=4):
     examples = split_of(resident.tokenizer, rows(), 200)
     settings = TrainingSettings(rounds=1, steps=steps, batch=2, learning_rate=0.01, proximal=mu)
-    lora.put(resident.model, received(resident.spec))
-    train_round(resident, WAYS, examples, settings, 0, "s", 1)
-    return lora.take(resident.model)
+    return train_round(resident, WAYS, task(resident, examples), settings, 0, 1)[1]
+
+
+def task(resident, examples, drift=None):
+    return TrainingTask("s", examples, received(resident.spec), resident.spec.names, drift=drift or {})
 
 
 def moved(resident, adapter):
@@ -92,21 +94,20 @@ def test_a_drift_is_taken_off_after_each_step_times_its_rate(resident):
     examples, start = split_of(resident.tokenizer, rows(), 200), received(resident.spec)
     drift = {name: np.full(value.shape, 0.5, np.float32) for name, value in start.items()}
     settings = TrainingSettings(rounds=1, steps=4, batch=2, learning_rate=0.01, clip=1e-30)
-    lora.put(resident.model, start)
-    totals = train_round(resident, WAYS, examples, settings, 0, "s", 1, drift=drift)
+    totals, adapter = train_round(resident, WAYS, task(resident, examples, drift), settings, 0, 1)
     rates = [learning_rate(settings, number / 4) for number in (1, 2, 3, 4)]
     assert totals.rates == pytest.approx(sum(rates))
-    for name, value in lora.take(resident.model).items():
+    for name, value in adapter.items():
         assert np.abs(value - (start[name] - 0.5 * sum(rates))).max() < 1e-6
 
 
 def test_without_a_drift_and_with_one_of_0_training_is_plain_to_the_bit(resident):
     examples = split_of(resident.tokenizer, rows(), 200)
     settings = TrainingSettings(rounds=1, steps=4, batch=2, learning_rate=0.01)
-    lora.put(resident.model, received(resident.spec))
     still = {name: np.zeros(shape, np.float32) for name, shape in resident.spec.shapes}
-    train_round(resident, WAYS, examples, settings, 0, "s", 1, drift=still)
-    assert all((value == trained(resident, 0.0)[name]).all() for name, value in lora.take(resident.model).items())
+    _, adapter = train_round(resident, WAYS, task(resident, examples, still), settings, 0, 1)
+    plain = trained(resident, 0.0)
+    assert all((value == plain[name]).all() for name, value in adapter.items())
 
 
 def test_a_larger_mu_holds_a_silo_nearer(resident):

@@ -18,7 +18,7 @@ from silotune.settings import LoraSettings, TrainingSettings
 from silotune.training import loop
 from silotune.training.evaluation import evaluate
 from silotune.training.forward import ForwardPlan
-from silotune.training.local_run import learning_rate
+from silotune.training.local_run import TrainingTask, learning_rate
 from silotune.training.loop import train_round
 from silotune.training.loss import plain_logits, summed_losses
 
@@ -43,9 +43,8 @@ def examples(resident):
 
 
 def run(resident, examples, settings, round_=1, seed=0):
-    lora.put(resident.model, initial_adapter(resident.spec, 0))
-    totals = train_round(resident, WAYS, examples, settings, seed, "s", round_)
-    return totals, lora.take(resident.model)
+    task = TrainingTask("s", examples, initial_adapter(resident.spec, 0), resident.spec.names)
+    return train_round(resident, WAYS, task, settings, seed, round_)
 
 
 def test_the_schedule_spans_all_rounds():
@@ -91,12 +90,11 @@ def test_the_loop_equals_one_written_out_with_plain_logits(tiny_base):
 def rounds_of(resident, examples, moments=None, trainable=lambda _: None):
     """Three rounds, each going on from the adapter of the last one."""
     settings = TrainingSettings(rounds=3, steps=2, batch=2, learning_rate=0.01, weight_decay=0.1)
-    lora.put(resident.model, initial_adapter(resident.spec, 0))
+    adapter = initial_adapter(resident.spec, 0)
     for number in (1, 2, 3):
-        train_round(
-            resident, WAYS, examples, settings, 0, "s", number, trainable=trainable(number), moments=moments
-        )  # fmt: skip
-    return lora.take(resident.model)
+        task = TrainingTask("s", examples, adapter, trainable(number) or resident.spec.names, moments=moments)
+        _, adapter = train_round(resident, WAYS, task, settings, 0, number)
+    return adapter
 
 
 def test_moments_that_are_kept_are_those_of_an_optimizer_that_lives_on(resident, examples, monkeypatch):
@@ -139,9 +137,10 @@ def test_accumulation_equals_a_larger_batch(resident, examples):
 
 def test_a_loss_that_is_not_finite_is_told(resident, examples):
     adapter = initial_adapter(resident.spec, 0)
-    lora.put(resident.model, {name: value + float("nan") for name, value in adapter.items()})
+    spoilt = {name: value + float("nan") for name, value in adapter.items()}
+    task = TrainingTask("s", examples, spoilt, resident.spec.names)
     with pytest.raises(DivergedError, match="not finite at step 1"):
-        train_round(resident, WAYS, examples, TrainingSettings(steps=1, batch=2), 0, "s", 1)
+        train_round(resident, WAYS, task, TrainingSettings(steps=1, batch=2), 0, 1)
 
 
 def test_evaluation_equals_row_by_row_and_stops_when_asked(resident, examples):

@@ -23,9 +23,9 @@ from silotune.settings import LoraSettings, TrainingSettings
 from silotune.training import together
 from silotune.training.forward import ForwardPlan, forward_plan_of
 from silotune.training.kept import Keep
-from silotune.training.local_run import Step
+from silotune.training.local_run import Step, TrainingTask
 from silotune.training.loop import train_round
-from silotune.training.together import TrainingTask, can_stack, in_one_pass, train_together
+from silotune.training.together import can_stack, in_one_pass, train_together
 
 PLAIN = ForwardPlan(head=True, start=False)
 SETTINGS = TrainingSettings(rounds=2, epochs=2, batch=2, learning_rate=0.01, clip=1.0, weight_decay=0.1)
@@ -90,9 +90,7 @@ def parts(resident, trainable=None, **reports):
 
 
 def alone(resident, forward_plan, settings, part):
-    lora.put(resident.model, part.adapter)
-    totals = train_round(resident, forward_plan, part.examples, settings, 0, part.silo, 2, part.report, part.trainable)
-    return totals, lora.take(resident.model)
+    return train_round(resident, forward_plan, part, settings, 0, 2)
 
 
 def beside(resident, forward_plan, settings, given):
@@ -125,12 +123,8 @@ def test_moments_are_kept_as_for_each_alone(resident):
     again = [replace(part, moments={**part.moments}) for part in started]
     outcomes = beside(resident, PLAIN, SETTINGS, again)
     for part, one in zip(started, again, strict=True):
-        lora.put(resident.model, part.adapter)
-        train_round(resident, PLAIN, part.examples, SETTINGS, 0, part.silo, 2, moments=part.moments)
-        assert (
-            apart(one.moments, part.moments) < 1e-4
-            and apart(outcomes[part.silo].adapter, lora.take(resident.model)) < 1e-4
-        )
+        _, adapter = train_round(resident, PLAIN, part, SETTINGS, 0, 2)
+        assert apart(one.moments, part.moments) < 1e-4 and apart(outcomes[part.silo].adapter, adapter) < 1e-4
         assert {float(value[0]) for name, value in part.moments.items() if name.startswith("t/")} == {
             2.0 * outcomes[part.silo].totals.steps
         }
@@ -145,9 +139,8 @@ def test_each_silo_has_a_drift_of_its_own_as_alone(resident):
     ]  # fmt: skip
     outcomes = beside(resident, PLAIN, SETTINGS, given)
     for part in given:
-        lora.put(resident.model, part.adapter)
-        totals = train_round(resident, PLAIN, part.examples, SETTINGS, 0, part.silo, 2, drift=part.drift)
-        assert apart(outcomes[part.silo].adapter, lora.take(resident.model)) < 1e-5
+        totals, adapter = train_round(resident, PLAIN, part, SETTINGS, 0, 2)
+        assert apart(outcomes[part.silo].adapter, adapter) < 1e-5
         assert outcomes[part.silo].totals.rates == totals.rates > 0
 
 

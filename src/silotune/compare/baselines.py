@@ -212,6 +212,7 @@ def _rounds_of(context: ComparisonContext, name: str, recipe: Recipe) -> Callabl
 
 def _pool(context: ComparisonContext, work: RunFolder, recipe: Recipe, silos: list[str]) -> AdapterState:
     """Rounds of local training on all rows, saved after each."""
+    from silotune.training.local_run import TrainingTask
     from silotune.training.loop import train_round
 
     work.path.mkdir(parents=True, exist_ok=True)
@@ -222,11 +223,12 @@ def _pool(context: ComparisonContext, work: RunFolder, recipe: Recipe, silos: li
     rows = Joined(tuple(context.corpus(silo).train for silo in silos))
     watch = _rounds_of(context, POOLED, recipe)
     while state.round < recipe.training.rounds:
-        lora.put(context.resident.model, state.adapter)
         moments = dict(state.slots) if recipe.training.moments == "keep" else None
-        totals = train_round(context.resident, context.forward_plan, rows, recipe.training, recipe.seed, POOLED,
-                             state.round + 1, lambda _: context.require_going(), moments=moments)  # fmt: skip
-        state = ServerState(state.round + 1, lora.take(context.resident.model), moments or {})
+        task = TrainingTask(POOLED, rows, state.adapter, spec.names, lambda _: context.require_going(), moments)
+        totals, adapter = train_round(
+            context.resident, context.forward_plan, task, recipe.training, recipe.seed, state.round + 1
+        )
+        state = ServerState(state.round + 1, adapter, moments or {})
         line = silo_line(state.round, POOLED, None)
         line["train"] = cast(TrainFigures, asdict(totals))
         work.add_metrics(line)

@@ -15,7 +15,7 @@ from silotune.errors import DataError, Interrupted, ModelError, RecipeError, Run
 from silotune.federation import checkpoint, local
 from silotune.federation.events import RunContext
 from silotune.federation.run import RunFolder
-from silotune.model.base import load_tokenizer, locate, place
+from silotune.model.base import cores, load_tokenizer, locate, place
 from silotune.model.tuner import Tuner, tuner
 from silotune.settings import Recipe
 from silotune.wire.profile import Profile
@@ -72,7 +72,7 @@ class ComparisonContext:
     @functools.cached_property
     def threads(self) -> int:
         """Number of torch threads."""
-        return next(iter(self.silos.values())).threads or local.cores()
+        return next(iter(self.silos.values())).threads or cores()
 
     @functools.cached_property
     def _digests(self) -> dict[tuple[str, int, str], str]:

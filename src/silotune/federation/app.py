@@ -12,10 +12,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from silotune.data.silos.sources import SiloConfig
-from silotune.federation.client import SCRATCH_VARIABLE, answer, guarded, silo_of
 from silotune.federation.messages import content, envelope, hashed_once, ledger_entry
-from silotune.federation.progress import Progress, require_going
+from silotune.federation.nodes import SCRATCH_VARIABLE, silo_of
 from silotune.privacy import ledger
+from silotune.silo.answer import answer, guarded
+from silotune.silo.progress import Progress, require_going
 from silotune.wire.envelope import Envelope, Kind
 
 MOST_BYTES = 8 << 30

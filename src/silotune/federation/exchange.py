@@ -13,10 +13,10 @@ from silotune.errors import AdmissionError, Interrupted
 from silotune.federation import checkpoint
 from silotune.federation.events import Event, RunContext
 from silotune.federation.messages import TYPES, content, envelope, hashed_once, ledger_entry, refused_entry, weigh
-from silotune.federation.progress import call_off
 from silotune.federation.run import RunFolder
 from silotune.privacy import ledger
 from silotune.privacy.ledger import Entry
+from silotune.silo.progress import call_off
 from silotune.wire.envelope import Envelope, Kind, shown
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5

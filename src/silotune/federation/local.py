@@ -20,9 +20,9 @@ from silotune.data.silos.sources import SiloConfig, SiloFiles
 from silotune.data.tokenize.template_check import oddities
 from silotune.errors import OutputError, RecipeError
 from silotune.federation.events import Event, RunContext, Watcher
-from silotune.federation.progress import ask_to_stop
-from silotune.model.base import load_tokenizer, locate, place
+from silotune.model.base import cores, load_tokenizer, locate, place
 from silotune.settings import Recipe
+from silotune.silo.progress import ask_to_stop
 
 LONGEST_NAME = 64
 MEMORY = "memory"
@@ -122,11 +122,6 @@ def local_silos_of(recipe: Recipe) -> LocalSilos:
 
 def _size(files: SiloFiles) -> tuple[int, str]:
     return sum(sum(stamp(source)[:1]) for source in files.train), files.name
-
-
-def cores() -> int:
-    """Cores that this process may use; containers and `taskset` leave it fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

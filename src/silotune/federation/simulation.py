@@ -24,11 +24,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from silotune.errors import FederationError
-from silotune.federation.client import SCRATCH_VARIABLE, SILOS_VARIABLE
 from silotune.federation.events import RunContext
 from silotune.federation.local import LocalSilos
-from silotune.federation.progress import ask_to_stop
+from silotune.federation.nodes import SCRATCH_VARIABLE, SILOS_VARIABLE
 from silotune.federation.reaper import end_all, end_workers, reaped
+from silotune.silo.progress import ask_to_stop
 
 logger = logging.getLogger(__name__)
 

@@ -15,12 +15,15 @@ from pathlib import Path
 from flwr.app import Context, Message
 
 from silotune.federation.app import MOST_BYTES
-from silotune.federation.client import TRAINED, Start, Work, begin, prepare, silo_of
 from silotune.federation.messages import envelope
+from silotune.federation.nodes import silo_of
 from silotune.model.adapter import AdapterState
-from silotune.training.local_run import StepReport, TrainingTotals
+from silotune.silo.start import Start, begin
+from silotune.silo.train import TRAINED
+from silotune.silo.work import Work, prepare
+from silotune.training.local_run import StepReport, TrainingTask, TrainingTotals
 from silotune.training.optimizer import Moments
-from silotune.training.together import TrainingOutcome, TrainingTask, can_stack, train_together
+from silotune.training.together import TrainingOutcome, can_stack, train_together
 
 logger = logging.getLogger(__name__)
 

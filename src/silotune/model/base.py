@@ -53,6 +53,11 @@ def place(device: str, dtype: str) -> Placement:
     return Placement("cuda" if on_cuda else "cpu", settled)  # type: ignore[arg-type]
 
 
+def cores() -> int:
+    """Cores that this process may use; containers and `taskset` leave it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _has_bitsandbytes() -> bool:
     import importlib.util
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from silotune.errors import RunError
-from silotune.federation.progress import ProgressState, read_progress
 from silotune.federation.run import RunFolder, worked_on
 from silotune.privacy.ledger import LedgerLine
 from silotune.report import page
@@ -17,6 +16,7 @@ from silotune.report.figures import Books, RunFigures
 from silotune.report.render import duration, environment
 from silotune.report.timing import Work
 from silotune.settings import Recipe
+from silotune.silo.progress import ProgressState, read_progress
 
 
 @dataclass

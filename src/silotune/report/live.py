@@ -14,11 +14,11 @@ from rich.text import Text
 
 from silotune.data.read.files import printable
 from silotune.federation.events import Event, Fields
-from silotune.federation.progress import ProgressState, read_progress
 from silotune.federation.run import RunFolder
 from silotune.privacy.ledger import LedgerLine, read_lines
 from silotune.report.figures import human_bytes
 from silotune.report.traffic import Traffic
+from silotune.silo.progress import ProgressState, read_progress
 
 
 class JsonLines:

@@ -1,14 +1,19 @@
 """A silo's way through a round: the rows and the rate of each step, and what came of those that are done."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from silotune.data.silos.batches import plan_round
 from silotune.data.silos.joined import Examples
 from silotune.data.tokenize.tokens import Example
 from silotune.errors import DivergedError
+from silotune.model.adapter import AdapterState
 from silotune.settings import TrainingSettings
+from silotune.training.optimizer import Moments
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,28 @@ class StepReport:
     """Tokens computed so far in this round, padding left out."""
     seconds: float
     """Since the round's training began."""
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What a silo does in a round."""
+
+    silo: str
+    """Its name, part of every seed."""
+    examples: Examples
+    """Its training rows (or those of several silos, pooled)."""
+    adapter: AdapterState
+    """That it received."""
+    trainable: frozenset[str]
+    """Names of its tensors that are trained; the others stay as they are."""
+    report: Callable[[StepReport], None] = lambda _: None
+    """Called after each optimizer step; may raise to stop. Where silos are trained together, its seconds are the silo's
+    share, as in the totals."""
+    moments: Moments | None = None
+    """What the optimizer starts from, and, when the round is done, what it has come to; those of tensors that are not
+    trained stay. None: it starts anew, and nothing is kept."""
+    drift: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """What to subtract from each trained tensor after each step, per unit of learning rate."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +109,13 @@ class Step:
 class LocalRun:
     """A silo's way through a round: what its steps take, and what came of those that are done."""
 
-    examples: Examples
+    task: TrainingTask
     settings: TrainingSettings
     seed: int
-    silo: str
     round: int
-    report: Callable[[StepReport], None] = lambda _: None
 
     def __post_init__(self) -> None:
-        self._plan = plan_round(self.settings, self.examples.lengths, self.seed, self.silo, self.round)
+        self._plan = plan_round(self.settings, self.task.examples.lengths, self.seed, self.task.silo, self.round)
         self._loss, self._rates, self._tokens, self._loss_tokens = 0.0, 0.0, 0, 0
 
     def steps(self) -> Iterator[Step]:
@@ -100,7 +125,7 @@ class LocalRun:
             yield Step(
                 number,
                 learning_rate(self.settings, progress),
-                [[self.examples[row] for row in rows] for rows in passes],
+                [[self.task.examples[row] for row in rows] for rows in passes],
             )
 
     def done(self, step: Step, loss: float, seconds: float) -> None:
@@ -113,7 +138,7 @@ class LocalRun:
 
         Raises:
             DivergedError: the loss is not finite.
-            Exception: whatever `report` raises to stop.
+            Exception: whatever the task's `report` raises to stop.
         """
         if not math.isfinite(loss):
             raise DivergedError(f"the loss is not finite at step {step.number}; lower training.learning_rate")
@@ -122,7 +147,7 @@ class LocalRun:
         self._tokens += step.tokens
         self._loss_tokens += step.loss_tokens
         mean = loss / max(step.loss_tokens, 1)
-        self.report(StepReport(step.number, len(self._plan), mean, self._tokens, seconds))
+        self.task.report(StepReport(step.number, len(self._plan), mean, self._tokens, seconds))
 
     def totals(self, seconds: float) -> TrainingTotals:
         """What the whole round did, in so many seconds."""

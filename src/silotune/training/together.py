@@ -13,17 +13,15 @@ a silo whose next rows are too long waits until the others come to such rows (`i
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import AdamW
 
 from silotune.data.silos.batches import Batch, collate_silos
-from silotune.data.tokenize.split import Split
 from silotune.data.tokenize.tokens import Example
 from silotune.model import lora
 from silotune.model.adapter import AdapterState, initial_adapter
@@ -36,33 +34,12 @@ from silotune.training.corrections import Correction, correction
 from silotune.training.forward import ForwardPlan
 from silotune.training.gradients import cross_entropy, of_means
 from silotune.training.kept import drops_out, same
-from silotune.training.local_run import LocalRun, Step, StepReport, TrainingTotals
-from silotune.training.loop import NO_DRIFT
+from silotune.training.local_run import LocalRun, Step, TrainingTask, TrainingTotals
 from silotune.training.loss import plain_logits
 from silotune.training.optimizer import Moments, advance, make_optimizer, moments_of, resume
 
 PASS: dict[str, int] = {"cpu": 32, "cuda": 1 << 20}
 """A pass costs as much as so many tokens on top of its own: by how much longer its rows may get for one more silo."""
-
-
-@dataclass(frozen=True)
-class TrainingTask:
-    """A silo that takes part."""
-
-    silo: str
-    """Its name, part of every seed."""
-    examples: Split
-    """Its training rows."""
-    adapter: AdapterState
-    """That it received."""
-    trainable: frozenset[str]
-    """Names of its tensors that are trained; the others stay as they are."""
-    report: Callable[[StepReport], None] = lambda _: None
-    """Called after each of its steps; may raise to stop it. Its seconds are the silo's share, as in the totals."""
-    moments: Moments | None = None
-    """What its optimizer starts from, and, when its round is done, what it has come to; None: nothing is kept."""
-    drift: Mapping[str, NDArray[np.float32]] = field(default_factory=lambda: NO_DRIFT)
-    """What to subtract from each trained tensor after each step, per unit of learning rate."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +96,7 @@ class _Silo:
 def train_together(
     tuner: Tuner,
     forward_plan: ForwardPlan,
-    parts: Sequence[TrainingTask],
+    tasks: Sequence[TrainingTask],
     settings: TrainingSettings,
     seed: int,
     round_: int,
@@ -131,15 +108,15 @@ def train_together(
     Args:
         tuner: the resident model.
         forward_plan: the short ways through it (`forward.forward_plan_of`).
-        parts: the silos.
+        tasks: of the silos.
         settings: of the training.
         seed: of the run.
         round_: from 1.
 
     Returns:
-        An outcome for each part, in their order.
+        An outcome for each task, in their order.
     """
-    silos = [_started(part, tuner.model, settings, seed, round_) for part in parts]
+    silos = [_started(task, tuner.model, settings, seed, round_) for task in tasks]
     tuner.model.train()
     try:
         while steps := {number: silo.step for number, silo in enumerate(silos) if silo.step is not None}:
@@ -150,14 +127,14 @@ def train_together(
     return [_outcome(silo) for silo in silos]
 
 
-def _started(part: TrainingTask, tuned: TunedModel, settings: TrainingSettings, seed: int, round_: int) -> _Silo:
-    local_run = LocalRun(part.examples, settings, seed, part.silo, round_, part.report)
-    factors = factors_like(tuned, part.adapter, part.trainable)
-    trained = {name: factor for name, factor in factors.items() if name in part.trainable}
+def _started(task: TrainingTask, tuned: TunedModel, settings: TrainingSettings, seed: int, round_: int) -> _Silo:
+    local_run = LocalRun(task, settings, seed, round_)
+    factors = factors_like(tuned, task.adapter, task.trainable)
+    trained = {name: factor for name, factor in factors.items() if name in task.trainable}
     optimizer = make_optimizer(trained.values(), settings)
-    resume(optimizer, trained, part.moments or {})
-    correct = correction(settings.proximal, part.drift, trained)
-    silo = _Silo(local_run, local_run.steps(), factors, optimizer, part.moments, trained, correct)
+    resume(optimizer, trained, task.moments or {})
+    correct = correction(settings.proximal, task.drift, trained)
+    silo = _Silo(local_run, local_run.steps(), factors, optimizer, task.moments, trained, correct)
     silo.attempt(silo.open)
     return silo
 

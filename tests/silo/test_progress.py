@@ -3,7 +3,7 @@
 import pytest
 
 from silotune.errors import Interrupted, SilotuneError
-from silotune.federation.progress import Progress, ask_to_stop, call_off, read_progress
+from silotune.silo.progress import Progress, ask_to_stop, call_off, read_progress
 
 
 def test_progress_is_seen_whatever_a_silo_is_called(tmp_path):
@@ -42,9 +42,9 @@ def test_a_late_silos_work_is_called_off(make_recipe, tmp_path, monkeypatch):
     grid = Network(client_app(), local.prepare_silos(recipe).silos)
     grid.slow = lambda _: True
     line = exchange.Transport(grid, run.create(recipe, tmp_path / "run"), RunContext(3, True, scratch=tmp_path), 10)
-    request = Envelope("down", "hello", {"job": "{}"})
+    request = Envelope("down", "join", {"job": "{}"})
     answers = list(exchange.exchange(line, {1: request, 2: request}, {1: "ash"}, 0, 9.0))
     assert {answer.problem for answer in answers} == {"no answer within 9 s"}
     with pytest.raises(SilotuneError, match="called off"):
-        Progress(tmp_path, "ash", 0, "hello").still_wanted()
+        Progress(tmp_path, "ash", 0, "join").still_wanted()
     assert len(list(tmp_path.glob("off-*"))) == 1

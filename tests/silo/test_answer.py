@@ -8,20 +8,22 @@ from flwr.app import Message
 from silotune.data.silos.sources import SiloConfig, SiloFiles, find_silos
 from silotune.errors import InputError
 from silotune.federation.app import handle
-from silotune.federation.client import answer, prepare, silo_of, without_folders
 from silotune.federation.inline import InlineGrid
 from silotune.federation.messages import FIELDS, TYPES, content
+from silotune.federation.nodes import silo_of
 from silotune.federation.result import adapter_spec
 from silotune.federation.server import _job
 from silotune.model.adapter import initial_adapter
+from silotune.silo.answer import answer, without_folders
+from silotune.silo.work import prepare
 from silotune.wire.codecs.float32 import CODEC as FLOAT32
 from silotune.wire.envelope import Envelope
 from silotune.wire.manifest import pack
 
 
-def hello(recipe, **changes):
+def join_request(recipe, **changes):
     job = _job(recipe, "0" * 16).model_copy(update=changes)
-    return Envelope("down", "hello", {"job": job.model_dump_json()})
+    return Envelope("down", "join", {"job": job.model_dump_json()})
 
 
 def silo(recipe, **settings):
@@ -31,20 +33,20 @@ def silo(recipe, **settings):
 def test_a_server_cannot_choose_what_is_read_here(make_recipe, tiny_base):
     recipe = make_recipe()
     for path in (str(tiny_base), "./here", "x.gguf", "/etc", "local"):
-        reply = answer(hello(recipe, base=path), silo(recipe))
+        reply = answer(join_request(recipe, base=path), silo(recipe))
         assert "name its place here with the node's `base`" in reply.failure
-    assert answer(hello(recipe), silo(recipe, base=str(tiny_base))).failure is None
+    assert answer(join_request(recipe), silo(recipe, base=str(tiny_base))).failure is None
 
 
 def test_a_server_cannot_have_a_model_fetched_here(make_recipe):
-    reply = answer(hello(make_recipe(), base="someone/some-model"), silo(make_recipe()))
+    reply = answer(join_request(make_recipe(), base="someone/some-model"), silo(make_recipe()))
     assert "no server may choose what is fetched to this machine" in reply.failure
 
 
 def test_a_job_that_cannot_be_used_is_refused(make_recipe):
     recipe = make_recipe()
     for job in ("", "{}", "[]", _job(recipe, "0" * 16).model_dump_json().replace('"r":2', '"r":-1')):
-        reply = answer(Envelope("down", "hello", {"job": job}), silo(recipe))
+        reply = answer(Envelope("down", "join", {"job": job}), silo(recipe))
         assert "the server's job cannot be used" in reply.failure
 
 
@@ -55,7 +57,7 @@ def test_a_job_that_cannot_be_used_is_refused(make_recipe):
 )  # fmt: skip
 def test_every_field_of_a_job_has_the_recipes_own_bounds(make_recipe, field, value):
     job = json.loads(_job(make_recipe(), "0" * 16).model_dump_json()) | {field: value}
-    reply = answer(Envelope("down", "hello", {"job": json.dumps(job)}), silo(make_recipe()))
+    reply = answer(Envelope("down", "join", {"job": json.dumps(job)}), silo(make_recipe()))
     assert "the server's job cannot be used" in reply.failure
 
 
@@ -92,11 +94,11 @@ def test_on_a_members_machine_nothing_is_told_of_a_few_rows(make_recipe, silos, 
 
     def ask(kind, config, **fields):
         fields |= {"held": "", "counted": 0} if kind == "train" else {}
-        carried = (None, None) if kind in ("hello", "alone") else (vector, described)
+        carried = (None, None) if kind in ("join", "alone") else (vector, described)
         return answer(Envelope("down", kind, {"job": job.model_dump_json(), **fields}, *carried), config)
 
     node = {"data": str(silos / "ash"), "base": str(tiny_base), "threads": 1}
-    said = ask("hello", silo_of(node)).fields
+    said = ask("join", silo_of(node)).fields
     assert (said["train_rows"], said["test_rows"], said["test_loss_tokens"]) == (9, 0, 0)
     few = "held out are 3 rows, and this silo tells nothing of fewer than 8"
     assert (
@@ -106,7 +108,7 @@ def test_on_a_members_machine_nothing_is_told_of_a_few_rows(make_recipe, silos, 
     with pytest.raises(InputError, match="min-rows must be 0 or more"):
         silo_of(node | {"min-rows": -1})
     allowed = silo_of(node | {"min-rows": 3})
-    assert ask("hello", allowed).fields["test_rows"] == 3
+    assert ask("join", allowed).fields["test_rows"] == 3
     assert ask("evaluate", allowed, round=0).failure is None and ask("train", allowed, round=1).failure is None
 
 
@@ -114,7 +116,7 @@ def test_failures_tell_files_and_lines_but_no_folders(make_recipe, silos, tiny_b
     recipe = make_recipe()
     config = silo(recipe, base=str(tiny_base))
     (silos / "ash" / "train.jsonl").write_text('{"prompt": "secret words", "completion": 3}\n')
-    reply = answer(hello(recipe), config)
+    reply = answer(join_request(recipe), config)
     assert reply.failure == "train.jsonl:1: field 'completion' must be text, not a number. Write it as text."
 
 
@@ -145,9 +147,9 @@ def test_a_node_that_names_no_share_to_hold_out_takes_the_jobs(make_recipe, silo
     (silos / "ash" / "test.jsonl").unlink()
     recipe = make_recipe(data={"holdout": 0.5})
     from_node = silo_of({"data": str(silos / "ash"), "base": str(tiny_base), "threads": 1, "min-rows": 1})
-    assert answer(hello(recipe), from_node).fields["test_rows"] == 4
+    assert answer(join_request(recipe), from_node).fields["test_rows"] == 4
     own = silo_of({"data": str(silos / "ash"), "base": str(tiny_base), "threads": 1, "holdout": 0.2, "min-rows": 1})
-    assert answer(hello(recipe), own).fields["test_rows"] == 2
+    assert answer(join_request(recipe), own).fields["test_rows"] == 2
 
 
 def node(silos, tiny_base, tmp_path, **more):
@@ -165,12 +167,12 @@ def test_on_its_own_machine_a_silo_takes_one_job_per_run(make_recipe, silos, tin
         return answer(Envelope("down", "evaluate", {"job": job, "round": 0}, vector, described), config).failure
 
     assert "does not remember that it joined this run" in evaluate()
-    assert answer(hello(recipe), config).failure is None
+    assert answer(join_request(recipe), config).failure is None
     assert evaluate() is None
     other = "the server asks for another job than the one with which this silo joined this run"
     for changes in ({"max_length": 64}, {"holdout": 0.4}, {"seed": 3}):
-        assert evaluate(**changes) == answer(hello(recipe, **changes), config).failure == other
-    assert answer(hello(recipe, seed=3, run="1" * 16), config).failure is None
+        assert evaluate(**changes) == answer(join_request(recipe, **changes), config).failure == other
+    assert answer(join_request(recipe, seed=3, run="1" * 16), config).failure is None
 
 
 def test_no_job_chooses_which_rows_of_a_silo_are_held_out(make_recipe, silos, tiny_base, tmp_path):
@@ -179,7 +181,7 @@ def test_no_job_chooses_which_rows_of_a_silo_are_held_out(make_recipe, silos, ti
     recipe = make_recipe(data={"holdout": 0.5})
 
     def held_out(config, number, **changes):
-        request = hello(recipe, run=f"{number:016x}", **changes)
+        request = join_request(recipe, run=f"{number:016x}", **changes)
         return prepare(request, config).corpus.test.chosen.tolist()
 
     config = node(silos, tiny_base, tmp_path)
@@ -200,9 +202,9 @@ def test_rows_of_which_nothing_is_scored_are_not_counted(make_recipe, silos, tin
     ]  # fmt: skip
     (silos / "ash" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     config, recipe = node(silos, tiny_base, tmp_path, **{"min-rows": 8}), make_recipe()
-    assert answer(hello(recipe), config).fields["test_rows"] == 10
+    assert answer(join_request(recipe), config).fields["test_rows"] == 10
     job = _job(recipe, "1" * 16).model_copy(update={"max_length": 40})
-    asked = Envelope("down", "hello", {"job": job.model_dump_json()})
+    asked = Envelope("down", "join", {"job": job.model_dump_json()})
     assert answer(asked, config).fields["test_rows"] == 0
     vector, described = pack(initial_adapter(adapter_spec(recipe), 0), FLOAT32)
     said = answer(Envelope("down", "evaluate", {"job": job.model_dump_json(), "round": 0}, vector, described), config)
@@ -235,7 +237,7 @@ def test_a_node_without_configuration_answers_with_a_failure(make_recipe):
     grid = InlineGrid(None, [silo(make_recipe())])
     context = grid._contexts[1]
     context.node_config.clear()
-    reply = handle(Message(content(hello(make_recipe())), 1, TYPES["hello"]), context, "hello")
+    reply = handle(Message(content(join_request(make_recipe())), 1, TYPES["join"]), context, "join")
     assert "does not say where its text lies" in reply.content[FIELDS]["failure"]
 
 

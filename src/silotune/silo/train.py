@@ -1,0 +1,123 @@
+"""A silo trains: in a round of the federation, or alone."""
+
+import time
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from silotune import algorithms
+from silotune.algorithms.interface import Arrays, LocalResult
+from silotune.data.seeds import derive
+from silotune.data.silos.batches import plan_round
+from silotune.data.silos.sources import SiloConfig
+from silotune.errors import InputError
+from silotune.model.adapter import AdapterState, initial_adapter
+from silotune.silo.memory import Remembered
+from silotune.silo.outbound import written
+from silotune.silo.start import MOMENTS, Received, Start, begin, moments_in
+from silotune.silo.work import Work, memory_of, prepare, require_rows, scored_rows
+from silotune.wire import codecs
+from silotune.wire.envelope import Envelope, Scalar
+from silotune.wire.profile import Alone
+
+if TYPE_CHECKING:  # it loads torch
+    from silotune.training.local_run import TrainingTotals
+
+    Trained = tuple[TrainingTotals, AdapterState, Remembered | None]
+    """Totals, adapter and moments."""
+
+TRAINED: "ContextVar[Mapping[tuple[str, int], Callable[[], Trained]]]" = ContextVar("trained")
+"""Silos of this process that have been trained in a round already, beside others (`together`): by name and round, what
+gives totals, adapter and moments, or raises why there are none."""
+
+
+def train(request: Envelope, silo: SiloConfig) -> Envelope:
+    """Train on the silo's rows from the adapter that the server sent; the update is the answer.
+
+    Raises:
+        InputError: the round, the base, the rows or what the silo remembers cannot be used.
+        AdmissionError: what the server sent is not of the job's names and shapes.
+        DivergedError: the loss is not finite.
+    """
+    work = prepare(request, silo)
+    if not 1 <= work.round <= work.job.training.rounds:
+        raise InputError(f"the server asks for round {work.round}; the run has {work.job.training.rounds}")
+    if silo.min_rows:
+        plan = plan_round(work.job.training, work.corpus.train.lengths, work.job.seed, silo.files.name, work.round)
+        chosen = [example for step in plan for examples in step for example in examples]
+        require_rows(len(np.unique(work.corpus.train.row_of[chosen])), "a round would train on", silo)
+    start, memory = begin(request, work), memory_of(work)
+    already = TRAINED.get({}).get((silo.files.name, work.round))
+    totals, after, moments = already() if already else _trained(work, start)
+    before = start.received.adapter
+    update = {name: after[name] - before[name] for name in start.trainable}
+    changed, own = _controls(work, start, LocalResult(start.received.common, update, totals.rates))
+    draw = np.random.Generator(np.random.Philox(derive(work.job.seed, "codec", silo.files.name, work.round)))
+    leaving = written({**update, **changed}, codecs.find(work.job.codec), draw, start.remembered)
+    if memory is not None:
+        kept = {MOMENTS + name: value for name, value in (moments or {}).items()} | own
+        sound = leaving.usable and all(np.isfinite(value).all() for value in kept.values())
+        memory.keep(work.round, {**leaving.remembered, **(kept if sound else {})})
+    fields: dict[str, Scalar] = {
+        "steps": totals.steps,
+        "loss": totals.loss,
+        "tokens": totals.tokens,
+        "loss_tokens": totals.loss_tokens,
+        "examples": len(work.corpus.train),
+        "seconds": totals.seconds,
+        "codec_error": leaving.codec_error,
+    }
+    return Envelope("up", "train", fields, leaving.array, leaving.manifest)
+
+
+def _controls(work: Work, start: Start, result: LocalResult) -> tuple[Arrays, Remembered]:
+    """By how much the silo's control variates have changed, and what they are now; nothing where there are none."""
+    method = algorithms.find(work.job.algorithm)
+    if not method.control:
+        return {}, {}
+    changed, before = method.control.change(result), start.remembered
+    own = {name: before[name] + value if name in before else value for name, value in changed.items()}
+    return changed, own
+
+
+def _trained(work: Work, start: Start) -> "Trained":
+    """Train on the silo's rows: totals, and what adapter and moments have become."""
+    from silotune.training.local_run import TrainingTask
+    from silotune.training.loop import train_round
+
+    task = TrainingTask(
+        work.silo.files.name, work.corpus.train, start.received.adapter, start.trainable,
+        lambda step: work.progress(**asdict(step)), start.moments, start.drift,
+    )  # fmt: skip
+    totals, adapter = train_round(work.tuner, work.forward_plan, task, work.job.training, work.job.seed, work.round)
+    return totals, adapter, start.moments
+
+
+def alone(request: Envelope, silo: SiloConfig) -> Envelope:
+    """Train the whole adapter as a federation of this silo would: each round goes on where the last one ended.
+
+    Whatever the method: it is what the silo could do without the others.
+    """
+    from silotune.training.evaluation import evaluate
+
+    began = time.monotonic()
+    work, rounds = prepare(request, silo), int(request.fields["rounds"])
+    if not 1 <= rounds <= work.job.training.rounds:
+        raise InputError(f"the server asks for {rounds} rounds alone; the run has {work.job.training.rounds}")
+    require_rows(scored_rows(work), "held out are", silo)
+    training = work.job.training.model_copy(update={"rounds": rounds, "proximal": 0.0})
+    work = replace(work, job=work.job.model_copy(update={"training": training}))
+    adapter: AdapterState = initial_adapter(work.tuner.spec, derive(work.job.seed, "adapter"))
+    moments = moments_in(work, {})
+    steps = tokens = loss_tokens = 0
+    for round_ in range(1, rounds + 1):
+        start = Start(Received(adapter, {}), {}, work.tuner.spec.names, moments, {})
+        totals, adapter, moments = _trained(replace(work, round=round_), start)
+        steps, tokens, loss_tokens = steps + totals.steps, tokens + totals.tokens, loss_tokens + totals.loss_tokens
+    score = evaluate(work.tuner, work.forward_plan, work.corpus.test, lambda: work.progress())
+    told = Alone(score.rows, score.tokens, score.loss, score.correct, steps, tokens, loss_tokens,
+                 time.monotonic() - began)  # fmt: skip
+    return Envelope("up", "alone", asdict(told))
