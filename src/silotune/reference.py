@@ -17,7 +17,7 @@ def reference() -> str:
     """All keys of a recipe as Markdown: type, bounds, default and meaning."""
     parts = [
         "# Recipe reference",
-        "Every key of a recipe. Made from `src/silotune/settings.py` by `make docs`; do not edit it here.\n\n"
+        "Every key of a recipe. Made from `src/silotune/settings` by `make docs`; do not edit it here.\n\n"
         "A recipe is a TOML file. Keys that are not listed are refused, and so are values out of bounds. Relative\n"
         "paths are counted from the recipe's folder and must not lead out of it; absolute ones are taken as they are.",
     ]
