@@ -7,11 +7,8 @@ print(run.answer("When are you open?"))
 """
 
 import re
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,25 +19,21 @@ from silotune.data.silos.corpus import silos_of
 from silotune.data.silos.sources import SiloFiles
 from silotune.data.silos.survey import Survey, survey
 from silotune.errors import (
-    DivergedError,
-    FederationError,
     InputError,
-    Interrupted,
-    OutputError,
     RecipeError,
     RunError,
 )
-from silotune.federation import checkpoint, local, result
+from silotune.federation import local
 from silotune.federation import run as run_folder
-from silotune.federation.events import Event, RunContext, Watcher
+from silotune.federation.events import Watcher
 from silotune.federation.metrics import Line
 from silotune.federation.run import RunFolder
-from silotune.inference import chat, samples
+from silotune.inference import chat
 from silotune.inference.generation import Sampling
-from silotune.model.adapter import AdapterSpec
+from silotune.launch import launch
 from silotune.model.base import load_tokenizer, locate
 from silotune.recipe import absolute, load_recipe, overridden, recipe_of
-from silotune.report import card, export, page, trackers
+from silotune.report import export, page
 from silotune.report.card import Form
 from silotune.settings import HUB, Recipe
 
@@ -270,73 +263,7 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; the rounds before are saved.
     """
     wanted, old = _wanted(recipe, out, resume, overrides)
-    # All that can be wrong with the input is found before a folder is made or an engine started.
-    trackers.require(wanted)
-    local_silos = local.prepare_silos(wanted)
-    spec = result.adapter_spec(wanted)
-    folder = old or run_folder.create(wanted, Path(out) if out is not None else run_folder.default_folder(wanted))
-    with _going_on(folder), run_folder.held(folder), run_folder.scratch(folder) as scratch:
-        _tell_beginning(folder, local_silos, wanted, scratch, watch)
-        if old is not None:
-            _tell_other_threads(folder, local_silos, watch)
-        with (
-            local.quiet(folder.log_file) as aloud,
-            trackers.tracked(wanted, folder, aloud(watch)) as tracked,
-            local.local_run_context(len(local_silos.silos), tracked, scratch) as run_context,
-        ):
-            checkpoint.require_sound(folder, checkpoint.latest(folder), spec)
-            if not _all_rounds_done(folder, wanted):
-                _run_engine(wanted, folder, local_silos.showing(scratch), run_context, spec)
-            run_context.watch(Event("finishing"))
-            finish(wanted, folder, run_context.stop)
-    return Run(folder)
-
-
-@contextmanager
-def _going_on(folder: RunFolder) -> Iterator[None]:
-    """Have what ends a run too early say what is saved and how to go on.
-
-    Raises:
-        OutputError: something could not be written.
-    """
-    advice = f"Go on with: silotune train --resume {folder.path}"
-    try:
-        yield
-    except DivergedError:  # it would do the same again
-        raise
-    except (FederationError, Interrupted) as error:
-        raise type(error)(f"{error} {advice}") from error
-    except OutputError as error:
-        raise OutputError(f"{error} {checkpoint.reached(folder).capitalize()}. {advice}") from error
-    except OSError as error:
-        if not folder.recipe_file.exists():
-            raise OutputError(f"{folder.path}: the run's folder is gone, and the run with it. Start again.") from error
-        raise OutputError(
-            f"{error.filename or folder.path}: cannot be written ({error.strerror or error}); "
-            f"{checkpoint.reached(folder)}. Make room, or give the folder back its rights. {advice}"
-        ) from error
-
-
-def _tell_beginning(
-    folder: RunFolder, local_silos: local.LocalSilos, recipe: Recipe, scratch: Path, watch: Watcher
-) -> None:
-    """Say where the run goes, and what there is to know of its rows before anything trains."""
-    where = {
-        "path": str(folder.path),
-        "scratch": str(scratch),
-        "workers": local_silos.workers,
-        "threads": local_silos.threads,
-    }
-    watch(Event("run", where))
-    for name, leaks in local_silos.leaks.items():
-        if leaks.all:
-            found = {"exact": len(leaks.exact), "near": len(leaks.near), "dropped": recipe.data.drop_leaks}
-            watch(Event("leaks", {"silo": name, **found}))
-    for name, files in local_silos.unread.items():
-        for file, fields in files.items():
-            watch(Event("fields_not_read", {"silo": name, "file": file, "fields": list(fields)}))
-    for text in local_silos.remarks:
-        watch(Event("remark", {"text": text}))
+    return Run(launch(wanted, old, Path(out) if out is not None else None, watch))
 
 
 def _wanted(
@@ -358,57 +285,3 @@ def _wanted(
     if given is None:
         raise RunError("give a recipe, or a run to go on with.")
     return given, None
-
-
-def finish(
-    recipe: Recipe, folder: RunFolder, stop: threading.Event | None = None, *, text_is_here: bool = True
-) -> None:
-    """Write what comes after the last round: the adapter, its card, samples if the recipe wants them, the report.
-
-    Without the silos' text on this machine (a deployment) there are no samples.
-
-    Raises:
-        Interrupted: `stop` was set before all was written.
-    """
-    saved = checkpoint.latest(folder)
-    assert saved is not None
-    steps: list[Callable[[], object]] = [lambda: card.write(folder), lambda: page.write(folder)]
-    if not folder.finished():
-        steps.insert(0, lambda: result.write_adapter(folder, recipe, saved.state.adapter))
-    if recipe.report.samples and text_is_here:
-        steps.insert(-1, lambda: samples.write(folder))
-    for step in steps:
-        if stop is not None and stop.is_set():
-            raise Interrupted(f"Stopped by the user; {checkpoint.reached(folder)}, the report is not written.")
-        step()
-
-
-def _tell_other_threads(folder: RunFolder, local_silos: local.LocalSilos, watch: Watcher) -> None:
-    """Say it when a run goes on with another number of threads: sums round otherwise then."""
-    saved = checkpoint.latest(folder)
-    before = {profile.threads for profile in saved.profiles.values()} if saved else set()
-    if before and before != {local_silos.threads}:
-        watch(Event("threads", {"before": sorted(before), "now": local_silos.threads}))
-
-
-def _all_rounds_done(folder: RunFolder, recipe: Recipe) -> bool:
-    saved = checkpoint.latest(folder)
-    return saved is not None and saved.state.round >= recipe.training.rounds
-
-
-def _run_engine(
-    recipe: Recipe, folder: RunFolder, local_silos: local.LocalSilos, run_context: RunContext, spec: AdapterSpec
-) -> None:
-    # Flower and Ray are slow to import: not before they are needed.
-    from silotune.federation.app import client_app
-    from silotune.federation.server import federate
-
-    serve = partial(federate, recipe=recipe, run=folder, run_context=run_context, spec=spec)
-    if recipe.federation.engine == "inline":
-        from silotune.federation.inline import run_inline
-
-        run_inline(serve, client_app, local_silos.silos, recipe.federation.together)
-    else:
-        from silotune.federation.simulation import run_simulation
-
-        run_simulation(serve, client_app, folder.recipe_file, local_silos, run_context)

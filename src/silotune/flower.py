@@ -11,7 +11,7 @@ from flwr.app import Context, UserConfig
 from flwr.serverapp import Grid
 from rich.console import Console
 
-from silotune import api
+from silotune import launch
 from silotune.errors import InputError
 from silotune.federation import alone
 from silotune.federation import run as run_folder
@@ -56,7 +56,7 @@ def serve(grid: Grid, context: Context) -> None:
         federate(grid, recipe, folder, run_context, spec)
         if recipe.report.samples:
             _tell(Event("no_samples", {"reason": "report.samples needs the silos' text, which stays with them"}))
-        api.finish(recipe, folder, text_is_here=False)
+        launch.finish(recipe, folder, text_is_here=False)
 
 
 def _compare(grid: Grid, settings: UserConfig) -> None:
