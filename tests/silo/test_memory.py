@@ -1,13 +1,15 @@
 """A silo's memory: of the last round before, whole or not at all, and of one run only."""
 
 import json
+import os
 import stat
+import time
 
 import numpy as np
 import pytest
 
 from silotune.errors import InputError
-from silotune.silo.memory import KEEP, MARK, Memory, forget, own_split
+from silotune.silo.memory import KEEP, MARK, OLD, Memory, forget, own_split
 
 
 def memory(tmp_path, run="0" * 16, silo="north/ward ä"):
@@ -101,6 +103,21 @@ def test_a_silo_joins_a_run_with_one_job(tmp_path):
         with pytest.raises(InputError, match="another job than the one with which this silo joined this run"):
             ask("another")
     memory(tmp_path, run="1" * 16).join("another")
+
+
+def test_runs_long_over_are_forgotten_when_another_is_joined(tmp_path):
+    old, kept, new = (memory(tmp_path, run=digit * 16) for digit in "123")
+    for held in (old, kept):
+        held.join("{}")
+        held.keep(1, of(1))
+    past = time.time() - OLD - 9
+    for path in (tmp_path / "memory").rglob("*"):
+        os.utime(path, (past, past))
+    kept.keep(2, of(2))
+    kept.join("{}")
+    assert old.folder.exists(), "only another run makes room"
+    new.join("{}")
+    assert not old.folder.parent.exists() and kept.begin(3, 2)["x"][0] == 2 and (tmp_path / "memory" / MARK).is_file()
 
 
 def test_what_a_silo_holds_out_is_drawn_once(tmp_path):

@@ -13,6 +13,7 @@ from silotune.errors import AdmissionError, Interrupted
 from silotune.federation import checkpoint
 from silotune.federation.events import Event, RunContext
 from silotune.federation.messages import TYPES, content, envelope, hashed_once, ledger_entry, refused_entry, weigh
+from silotune.federation.pulling import within
 from silotune.federation.run import RunFolder
 from silotune.privacy import ledger
 from silotune.privacy.ledger import Entry
@@ -28,7 +29,7 @@ UNREADABLE = "the answer cannot be read"
 ERRORS = {
     ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "the silo's app could not be loaded",
     ErrorCode.CLIENT_APP_RAISED_EXCEPTION: "the silo's app raised an exception",
-    ErrorCode.MESSAGE_UNAVAILABLE: "the message expired or was lost",
+    ErrorCode.MESSAGE_UNAVAILABLE: "the message expired or was lost, or the answer is too large or did not come whole",
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "the answer was lost",
     ErrorCode.NODE_UNAVAILABLE: "the silo is not connected any more",
     ErrorCode.CLIENT_APP_CRASHED: "the silo's process died",
@@ -169,7 +170,7 @@ def look(transport: Transport, waiting: dict[str, Asked]) -> Iterator[Answer]:
     identifiers = [*waiting, *transport.late]
     for wanted in [identifiers] if transport.in_turn else [[identifier] for identifier in identifiers]:
         began = time.monotonic()
-        replies = _pulled(transport, wanted)
+        replies = _pulled(transport, wanted, min(waiting[name].until if name in waiting else began for name in wanted))
         took = time.monotonic() - began if transport.in_turn else 0.0
         while replies:
             identifier, reply = replies.pop(0)
@@ -181,17 +182,19 @@ def look(transport: Transport, waiting: dict[str, Asked]) -> Iterator[Answer]:
                 _open(transport, reply, asked, late=True)
 
 
-def _pulled(transport: Transport, identifiers: Sequence[str]) -> list[tuple[str, Message | None]]:
+def _pulled(transport: Transport, identifiers: Sequence[str], until: float) -> list[tuple[str, Message | None]]:
     """What has arrived for these messages, by their identifiers; None for an answer that cannot be read.
 
     An answer says itself which message it is to; what is to another than was asked for is passed over. Of a message
-    that cannot be pulled it is not certain that its own answer is at fault: it is, if that happens again.
+    that cannot be pulled it is not certain that its own answer is at fault: it is, if that happens again. For parts of
+    an answer that are still to come it waits until the deadline at most.
 
     Raises:
         Exception: the connection is lost, or, where silos answer in this process, whatever is raised there.
     """
     try:
-        replies = list(transport.grid.pull_messages(identifiers))
+        with within(until, transport.most_bytes):
+            replies = list(transport.grid.pull_messages(identifiers))
     except Exception as error:
         if transport.in_turn or _of_the_connection(error):
             raise

@@ -9,8 +9,9 @@
 A round's memory is a function of the message, the silo's rows, and its memory after the last round to which its update
 counted; the server says which that was. What is there of later rounds did not count (the run was stopped and resumed,
 or the answer was lost or late) and is dropped, so that server and silo go on from the same, and a resumed run is
-bit-identical to an uninterrupted one. Nothing in here travels by itself: a codec or a method reads it and says what it
-sends. SILO is a digest of the silo's name.
+bit-identical to an uninterrupted one. What is left of a run that ended half a year ago goes when another is joined.
+Nothing in here travels by itself: a codec or a method reads it and says what it sends. SILO is a digest of the silo's
+name.
 """
 
 import hashlib
@@ -19,8 +20,9 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,8 @@ Remembered = dict[str, NDArray[np.float32]]
 
 KEEP = 3
 """Rounds of a silo that stay: more than the states that a run keeps to go on from."""
+OLD = 180 * 24 * 3600.0
+"""Seconds after which a run that nothing was written of is forgotten, when another one is joined."""
 MARK, LOCK, KEY = "memory.json", ".lock", "identity.pem"
 FORMAT = 1
 SHARES = 0.05, 0.5
@@ -120,6 +124,7 @@ class Memory:
             if self._pin.is_file():
                 self.require(job)
                 return
+            _forget_old_runs(self.root)
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             atomic.write_text(self._pin, hashlib.sha256(job.encode()).hexdigest() + "\n")
 
@@ -175,6 +180,16 @@ def _own(path: Path) -> bool:
     """Whether something in a memory folder is the memory's, by its name; what was cut short as it was written too."""
     written = r"(memory\.json|split-[0-9a-f]{16}\.json|identity\.pem)"
     return bool(re.fullmatch(rf"[0-9a-f]{{16}}|\.lock|{written}|\.{written}-[0-9a-f]+", path.name))
+
+
+def _forget_old_runs(root: Path) -> None:
+    """Delete what is left of runs long over; one that cannot be deleted stays."""
+    for run in root.iterdir():
+        if re.fullmatch(r"[0-9a-f]{16}", run.name) and run.is_dir():
+            with suppress(OSError):
+                written = max(path.lstat().st_mtime for path in (run, *run.rglob("*")))
+                if time.time() - written > OLD:
+                    shutil.rmtree(run)
 
 
 def _digest(name: str) -> str:
