@@ -1,13 +1,15 @@
-"""Seconds per silo-step from 3 to 300 silos, with a random model of two layers, inline: what a silo more costs.
+"""What one silo more costs, with a random model of two layers: seconds per silo-step, and memory of all processes.
 
-python -m benchmarks.growth.silos SILOS
+python -m benchmarks.growth.silos SILOS [inline | simulation]
 """
 
 import json
-import resource
 import sys
 import tempfile
+import threading
 from pathlib import Path
+
+import psutil
 
 STEPS, ROUNDS = 4, 3
 
@@ -26,10 +28,32 @@ def make_base(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def run(count: int) -> None:
-    """Train that many silos of 16 rows and print what a silo-step took, and the process's peak memory."""
+class Peak(threading.Thread):
+    """The largest resident memory of this process and all that it has started, looked at ten times a second."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.bytes, self.over = 0, threading.Event()
+
+    def run(self) -> None:
+        own = psutil.Process()
+        while not self.over.wait(0.1):
+            total = 0
+            for process in (own, *own.children(recursive=True)):
+                try:
+                    memory = process.memory_full_info()
+                except psutil.Error:  # it has ended
+                    continue
+                total += memory.pss  # what is shared counts once
+            self.bytes = max(self.bytes, total)
+
+
+def run(count: int, engine: str) -> None:
+    """Train that many silos of 16 rows and print what a silo-step took, and the peak of memory."""
     import silotune
 
+    peak = Peak()
+    peak.start()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         make_base(folder / "base")
@@ -41,14 +65,15 @@ def run(count: int) -> None:
             (silo / "train.jsonl").write_text("\n".join(lines))
         (folder / "r.toml").write_text(
             f'[model]\nbase = "base"\n[training]\nrounds = {ROUNDS}\nsteps = {STEPS}\nbatch = 4\n'
-            '[federation]\nengine = "inline"\nthreads = 1\n[evaluation]\nevery = 0\n'
+            f'[federation]\nengine = "{engine}"\nthreads = 1\nworkers = 2\n[evaluation]\nevery = 0\n'
         )
         done = silotune.train(folder / "r.toml", out=folder / "run")
         lines = [line for line in done.metrics() if 0 < line["round"] < ROUNDS and line["silo"] is None]
         seconds = sum(line["seconds"] for line in lines) / (len(lines) * count * STEPS)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"silos": count, "ms_per_silo_step": round(1000 * seconds, 2), "peak_mib": round(peak)}))
+    peak.over.set()
+    print(json.dumps({"silos": count, "engine": engine, "ms_per_silo_step": round(1000 * seconds, 2),
+                      "peak_mib": peak.bytes >> 20}))  # fmt: skip
 
 
 if __name__ == "__main__":
-    run(int(sys.argv[1]))
+    run(int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "inline")
