@@ -12,9 +12,10 @@ from silotune.aggregation.interface import Aggregate
 from silotune.algorithms import scaffold
 from silotune.algorithms.interface import LocalResult, ServerState
 from silotune.algorithms.scaffold import METHOD, PREFIX
-from silotune.federation import checkpoint, client, updates
+from silotune.federation import checkpoint, updates
 from silotune.model.adapter import AdapterSpec
 from silotune.settings import FederationSettings
+from silotune.silo.answer import answer
 
 NAME = "m.lora_B.weight"
 RATE, STEPS = 0.05, 10
@@ -144,7 +145,7 @@ def test_a_silo_that_is_away_holds_back_no_more_than_its_share():
 
 
 def test_a_silo_without_a_place_to_remember_says_so(train, monkeypatch):
-    honest = client.answer
+    honest = answer
     monkeypatch.setattr(
         "silotune.federation.app.answer", lambda request, silo: honest(request, replace(silo, memory=None))
     )

@@ -7,9 +7,12 @@ from safetensors.numpy import load_file
 
 import silotune
 from silotune.data.silos.sources import SiloConfig
-from silotune.federation import checkpoint, client
+from silotune.federation import checkpoint
+from silotune.federation.nodes import silo_of
 from silotune.federation.server import sendable, unrounded
 from silotune.model.adapter import AdapterSpec
+from silotune.silo import train as training
+from silotune.silo.answer import answer
 from silotune.silo.memory import KEEP, _digest
 from silotune.wire import codecs, manifest
 
@@ -154,7 +157,7 @@ def test_what_rounding_took_before_an_answer_was_lost_is_still_owed(train, tmp_p
 
     lose(monkeypatch, "birch", 2)
     seen, started = {}, []
-    honest = client.begin
+    honest = training.begin
 
     def begin(request, work):
         start = honest(request, work)
@@ -166,7 +169,7 @@ def test_what_rounding_took_before_an_answer_was_lost_is_still_owed(train, tmp_p
         if event.kind == "round":
             seen[event.fields["round"]] = owed("lost")
 
-    monkeypatch.setattr(client, "begin", begin)
+    monkeypatch.setattr(training, "begin", begin)
     train("int8", "lost", minimum=2, watch=look)
     assert list(seen[2]) == ["round-0001.safetensors", "round-0002.safetensors"]
     assert list(seen[3]) == ["round-0001.safetensors", "round-0003.safetensors"]
@@ -181,7 +184,7 @@ def test_silos_trained_in_one_pass_remember_as_well(train, tmp_path):
 
 
 def test_a_silo_without_a_memory_says_so_before_it_trains(train, monkeypatch):
-    without = client.answer
+    without = answer
     monkeypatch.setattr(
         "silotune.federation.app.answer", lambda request, silo: without(request, replace(silo, memory=None))
     )
@@ -190,11 +193,11 @@ def test_a_silo_without_a_memory_says_so_before_it_trains(train, monkeypatch):
 
 
 def test_a_node_says_where_its_memory_is(silos, tmp_path):
-    config = client.silo_of({"data": str(silos / "ash"), "memory": str(tmp_path / "here")})
+    config = silo_of({"data": str(silos / "ash"), "memory": str(tmp_path / "here")})
     assert config.memory == tmp_path / "here"
     assert SiloConfig.from_json(config.to_json()).memory == tmp_path / "here"
     with pytest.raises(silotune.InputError, match="memory must be str"):
-        client.silo_of({"data": str(silos / "ash"), "memory": 3})
+        silo_of({"data": str(silos / "ash"), "memory": 3})
 
 
 def test_a_comparison_trains_each_silo_alone_without_rounding_and_the_federation_with_it(train):
