@@ -170,7 +170,8 @@ def look(transport: Transport, waiting: dict[str, Asked]) -> Iterator[Answer]:
     identifiers = [*waiting, *transport.late]
     for wanted in [identifiers] if transport.in_turn else [[identifier] for identifier in identifiers]:
         began = time.monotonic()
-        replies = _pulled(transport, wanted, min(waiting[name].until if name in waiting else began for name in wanted))
+        until = min((waiting[name].until for name in wanted if name in waiting), default=began)
+        replies = _pulled(transport, wanted, until)
         took = time.monotonic() - began if transport.in_turn else 0.0
         while replies:
             identifier, reply = replies.pop(0)
