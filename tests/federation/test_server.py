@@ -150,11 +150,11 @@ def test_what_a_silo_says_of_its_failure_cannot_play_with_a_terminal_or_flood_it
     assert "cedar: a failure's reason has 100000 characters, at most 500 are taken" in str(error.value)
 
 
-WAYS = ["nan", "inf", "names", "shape", "dtype", "half", "size", "short", "changed", "object", "header that lies", "header that lies little", "header of objects", "header of code", "stype", "two arrays",
+PLAN = ["nan", "inf", "names", "shape", "dtype", "half", "size", "short", "changed", "object", "header that lies", "header that lies little", "header of objects", "header of code", "stype", "two arrays",
         "no examples", "no steps", "extra field", "field type", "nan loss", "negative loss", "endless", "more loss tokens", "extra record"]  # fmt: skip
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", PLAN)
 def test_inadmissible_updates_leave_their_silo_out_of_that_round(make_recipe, tmp_path, way):
     said = {}
 

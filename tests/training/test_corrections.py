@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tests.data.helpers import split_of
-from tests.training.test_loop import WAYS, rows
+from tests.training.test_loop import PLAN, rows
 
 from silotune.data.silos.batches import collate, plan_round
 from silotune.model import lora
@@ -33,7 +33,7 @@ def received(spec):
 def trained(resident, mu, steps=4):
     examples = split_of(resident.tokenizer, rows(), 200)
     settings = TrainingSettings(rounds=1, steps=steps, batch=2, learning_rate=0.01, proximal=mu)
-    return train_round(resident, WAYS, task(resident, examples), settings, 0, 1)[1]
+    return train_round(resident, PLAN, task(resident, examples), settings, 0, 1)[1]
 
 
 def task(resident, examples, drift=None):
@@ -94,7 +94,7 @@ def test_a_drift_is_taken_off_after_each_step_times_its_rate(resident):
     examples, start = split_of(resident.tokenizer, rows(), 200), received(resident.spec)
     drift = {name: np.full(value.shape, 0.5, np.float32) for name, value in start.items()}
     settings = TrainingSettings(rounds=1, steps=4, batch=2, learning_rate=0.01, clip=1e-30)
-    totals, adapter = train_round(resident, WAYS, task(resident, examples, drift), settings, 0, 1)
+    totals, adapter = train_round(resident, PLAN, task(resident, examples, drift), settings, 0, 1)
     rates = [learning_rate(settings, number / 4) for number in (1, 2, 3, 4)]
     assert totals.rates == pytest.approx(sum(rates))
     for name, value in adapter.items():
@@ -105,7 +105,7 @@ def test_without_a_drift_and_with_one_of_0_training_is_plain_to_the_bit(resident
     examples = split_of(resident.tokenizer, rows(), 200)
     settings = TrainingSettings(rounds=1, steps=4, batch=2, learning_rate=0.01)
     still = {name: np.zeros(shape, np.float32) for name, shape in resident.spec.shapes}
-    _, adapter = train_round(resident, WAYS, task(resident, examples, still), settings, 0, 1)
+    _, adapter = train_round(resident, PLAN, task(resident, examples, still), settings, 0, 1)
     plain = trained(resident, 0.0)
     assert all((value == plain[name]).all() for name, value in adapter.items())
 

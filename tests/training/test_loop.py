@@ -22,7 +22,7 @@ from silotune.training.local_run import TrainingTask, learning_rate
 from silotune.training.loop import train_round
 from silotune.training.loss import plain_logits, summed_losses
 
-WAYS = ForwardPlan(head=True, start=False)
+PLAN = ForwardPlan(head=True, start=False)
 
 
 def rows(count=7):
@@ -44,7 +44,7 @@ def examples(resident):
 
 def run(resident, examples, settings, round_=1, seed=0):
     task = TrainingTask("s", examples, initial_adapter(resident.spec, 0), resident.spec.names)
-    return train_round(resident, WAYS, task, settings, seed, round_)
+    return train_round(resident, PLAN, task, settings, seed, round_)
 
 
 def test_the_schedule_spans_all_rounds():
@@ -93,7 +93,7 @@ def rounds_of(resident, examples, moments=None, trainable=lambda _: None):
     adapter = initial_adapter(resident.spec, 0)
     for number in (1, 2, 3):
         task = TrainingTask("s", examples, adapter, trainable(number) or resident.spec.names, moments=moments)
-        _, adapter = train_round(resident, WAYS, task, settings, 0, number)
+        _, adapter = train_round(resident, PLAN, task, settings, 0, number)
     return adapter
 
 
@@ -140,22 +140,22 @@ def test_a_loss_that_is_not_finite_is_told(resident, examples):
     spoilt = {name: value + float("nan") for name, value in adapter.items()}
     task = TrainingTask("s", examples, spoilt, resident.spec.names)
     with pytest.raises(DivergedError, match="not finite at step 1"):
-        train_round(resident, WAYS, task, TrainingSettings(steps=1, batch=2), 0, 1)
+        train_round(resident, PLAN, task, TrainingSettings(steps=1, batch=2), 0, 1)
 
 
 def test_evaluation_equals_row_by_row_and_stops_when_asked(resident, examples):
     lora.put(resident.model, initial_adapter(resident.spec, 0))
-    score = evaluate(resident, WAYS, examples)
+    score = evaluate(resident, PLAN, examples)
     single = [
-        evaluate(resident, WAYS, Split(examples.store, examples.chosen[row : row + 1])) for row in range(len(examples))
+        evaluate(resident, PLAN, Split(examples.store, examples.chosen[row : row + 1])) for row in range(len(examples))
     ]
     assert score.loss == pytest.approx(sum(one.loss for one in single), rel=1e-5)
     assert (score.tokens, score.correct) == (sum(o.tokens for o in single), sum(o.correct for o in single))
     assert score.tokens == sum(example.loss_tokens for example in examples)
-    assert evaluate(resident, WAYS, Split(examples.store, examples.chosen[:0])).tokens == 0
+    assert evaluate(resident, PLAN, Split(examples.store, examples.chosen[:0])).tokens == 0
 
     def stop():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(resident, WAYS, examples, stop)
+        evaluate(resident, PLAN, examples, stop)

@@ -59,7 +59,7 @@ def read(folder: RunFolder) -> list[Sample]:
 
 
 def _asked(row: Row, tokenizer: Tokenizer, options: ChatOptions) -> tuple[list[int], str, str]:
-    """Of a conversation the tokens up to its last answer, the last question and the answer; of a plain text its
+    """The tokens of a conversation up to its last answer, its last question, and that answer; for a plain text, its
     first half and what follows."""
     if row.text is None:
         *asked, said = learned(row.turns, options.loss_on == "last")

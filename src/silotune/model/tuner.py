@@ -26,7 +26,7 @@ class Tuner:
     tokenizer: Tokenizer
     spec: AdapterSpec
     norms: AdapterState
-    """Of the base's rows, by the names of the magnitudes (`magnitudes.base_norms`)."""
+    """The norms of the base's rows, by the names of the magnitudes (`magnitudes.base_norms`)."""
     fingerprint: str
     """Fingerprint of the stored base, independent of the dtype it is computed in."""
     base_bytes: int

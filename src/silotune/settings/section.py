@@ -8,7 +8,7 @@ Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Share = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0.0, le=1e7, allow_inf_nan=False)]
 Name = Annotated[str, Field(min_length=1, max_length=64)]
-"""Of a silo, or of a field of a row."""
+"""The name of a silo, or of a field of a row."""
 
 
 class Section(BaseModel):
