@@ -1,6 +1,7 @@
 """What each method trains, sends and starts from, and that its averaging is what it says."""
 
 import hashlib
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from silotune.algorithms.interface import ServerState
 from silotune.algorithms.server_optimizers import plain
 from silotune.errors import ModelError
 from silotune.model.adapter import AdapterSpec, flatten, initial_adapter
+from silotune.settings import AlgorithmName
+from silotune.settings.federation import ADAPTER_ALONE, ONE_FACTOR
 
 SPEC = AdapterSpec.of({f"m{i}.lora_{k}.weight": ((3, 37) if k == "A" else (11, 3)) for i in range(5) for k in "AB"})
 A, B = SPEC.with_role("A"), SPEC.with_role("B")
-METHODS = ("fedavg", "ffa", "alternating", "scaffold")
+METHODS = get_args(AlgorithmName)
 DIGEST = "4d4310685b10c67cb839dd5a307a859e1bbc8eb1e5e59acd956e01da148e36ad"
 
 
@@ -59,6 +62,18 @@ def test_a_silo_has_the_whole_adapter_from_what_was_sent(name):
     whole = method.whole(sent, SPEC, 7)
     assert AdapterSpec.of(whole) == SPEC
     assert all((whole[key] == adapter[key]).all() for key in adapter)
+
+
+def test_what_the_settings_say_that_a_method_goes_with_is_true():
+    one, alone = set(), set()
+    for name in METHODS:
+        method = algorithms.find(name)
+        rounds = [method.trainable(SPEC, round_) for round_ in (1, 2, 3, 4)]
+        if all(trained <= A or trained <= B for trained in rounds):
+            one.add(name)
+        if method.control is None:
+            alone.add(name)
+    assert (one, alone) == (ONE_FACTOR, ADAPTER_ALONE)
 
 
 def test_ffa_never_sends_a_and_alternating_sends_both():

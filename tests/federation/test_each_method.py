@@ -1,5 +1,7 @@
 """Every method from a recipe to an adapter: what travels, what stays, and that the engines agree."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -9,9 +11,11 @@ from silotune import algorithms
 from silotune.data.seeds import derive
 from silotune.federation import checkpoint
 from silotune.model.adapter import AdapterSpec
+from silotune.settings import AlgorithmName
+from silotune.settings.federation import ONE_FACTOR
 
-EXACT = ("ffa", "alternating")
-METHODS = (*EXACT, "scaffold")
+EXACT = sorted(ONE_FACTOR)
+METHODS = [name for name in get_args(AlgorithmName) if name != "fedavg"]
 
 
 def adapter_of(run):

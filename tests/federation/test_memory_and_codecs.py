@@ -1,6 +1,7 @@
 """Codecs and what silos remember, from a recipe to an adapter: what travels, what is left, and nothing lost by a stop."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from safetensors.numpy import load_file
@@ -11,6 +12,7 @@ from silotune.federation import checkpoint
 from silotune.federation.nodes import silo_of
 from silotune.federation.server import sendable, unrounded
 from silotune.model.adapter import AdapterSpec
+from silotune.settings import AlgorithmName
 from silotune.silo import train as training
 from silotune.silo.answer import answer
 from silotune.silo.memory import KEEP, _digest
@@ -76,7 +78,7 @@ def test_what_rounding_takes_of_the_adapter_is_given_back(train, codec):
     assert all((again.adapter[name] == value).all() for name, value in state.adapter.items())
 
 
-@pytest.mark.parametrize("algorithm", ["fedavg", "ffa", "alternating", "scaffold"])
+@pytest.mark.parametrize("algorithm", get_args(AlgorithmName))
 def test_a_stopped_run_with_memory_goes_on_to_the_same_bits(train, tmp_path, algorithm):
     whole = train("int8", "whole", rounds=4, algorithm=algorithm, server_optimizer="momentum")
 

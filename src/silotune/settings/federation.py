@@ -1,7 +1,7 @@
 """Who takes part, when a round counts, and where it runs."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,6 +12,10 @@ AlgorithmName = Literal["fedavg", "ffa", "alternating", "scaffold"]
 """A module of `silotune.algorithms` each."""
 ServerOptimizerName = Literal["plain", "momentum", "nesterov", "adam"]
 """What becomes of a round's mean update."""
+ONE_FACTOR: Set[AlgorithmName] = frozenset({"ffa", "alternating"})
+"""Methods of which a round trains one factor of each pair: numbers of two silos can then be compared one by one."""
+ADAPTER_ALONE: Set[AlgorithmName] = frozenset({"fedavg", "ffa", "alternating"})
+"""Methods that send nothing beside the adapter."""
 SERVER_OPTIONS: Mapping[ServerOptimizerName, Mapping[str, float]] = {
     "plain": {"rate": 1.0},
     "momentum": {"rate": 0.15, "momentum": 0.9},
@@ -113,10 +117,10 @@ class FederationSettings(Section):
 
     @model_validator(mode="after")
     def _options_of_robust(self) -> "FederationSettings":
-        if self.robust == "clip" and self.algorithm == "scaffold":
+        if self.robust == "clip" and self.algorithm not in ADAPTER_ALONE:
             raise ValueError(
-                '`robust = "clip"` and `algorithm = "scaffold"` do not go together: a hostile silo would reach '
-                "the others through the control variates, whose bound no norm of an update says. Take `fedavg`"
+                f'`robust = "clip"` and `algorithm = "{self.algorithm}"` do not go together: a hostile silo would '
+                "reach the others through the control variates, whose bound no norm of an update says. Take `fedavg`"
             )
         if self.robust == "clip" and self.minimum < 3:
             raise ValueError(
@@ -127,7 +131,7 @@ class FederationSettings(Section):
             if self.trim is not None:
                 raise ValueError(f'`trim` and `robust = "{self.robust}"` do not go together: remove one of them')
             return self
-        if self.algorithm in ("fedavg", "scaffold"):
+        if self.algorithm not in ONE_FACTOR:
             raise ValueError(
                 f'`robust = "trimmed"` and `algorithm = "{self.algorithm}"` do not go together: of two factors that '
                 "are trained at once, numbers far apart may mean the same product. Take `ffa` or `alternating`, or "

@@ -1,5 +1,6 @@
 """The whole of a run's settings, and the part of it that a silo is sent."""
 
+from collections.abc import Set
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -14,6 +15,10 @@ from silotune.settings.training import CodecName, TrainingSettings, WireSettings
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 RunIdentity = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+
+
+WITH_DORA: Set[AlgorithmName] = frozenset({"fedavg", "scaffold"})
+"""Methods that DoRA's adapters go with."""
 
 
 class Recipe(Section):
@@ -60,7 +65,7 @@ class Recipe(Section):
     def _require_dora(self) -> None:
         """Refuse what goes with LoRA and not with DoRA."""
         federation = self.federation
-        if federation.algorithm in ("ffa", "alternating"):
+        if federation.algorithm not in WITH_DORA:
             raise ValueError(f"lora.kind = \"dora\" and federation.algorithm = \"{federation.algorithm}\" do not go "
                              "together: that method is for an exact mean of the products BA, and DoRA's rows are "
                              "divided by norms that depend on BA; take \"fedavg\" or \"scaffold\"")  # fmt: skip

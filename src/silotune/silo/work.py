@@ -78,7 +78,11 @@ def _job_in(request: Envelope, silo: SiloConfig) -> Job:
     try:
         job = Job.model_validate_json(text)
     except ValidationError as error:
-        raise InputError(f"the server's job cannot be used: {error.errors()[0]['msg']}") from None
+        first = error.errors()[0]
+        raise InputError(
+            f"the server's job cannot be used ({'.'.join(map(str, first['loc'])) or 'job'}: {first['msg']}): this "
+            "machine's silotune may be of another release than the server's"
+        ) from None
     if silo.own_machine and silo.memory is not None:
         memory = Memory(silo.memory, job.run, silo.files.name)
         (memory.join if request.kind == "join" else memory.require)(text)

@@ -33,8 +33,8 @@ LOOKED_AT = 20
 MOST_LABELS = 200
 """More are no classes: a field of free text has as many values as rows, and those are not for a report."""
 SHARE = 0.9
-"""Share of those that must begin with their label, or labels are not what the model is asked for; and of these again that
-must be nothing else, for the end of the turn to count."""
+"""Share of those that must begin with their label, or labels are not what the model is asked for; and of these again
+that must be nothing else, for the end of the turn to count."""
 
 
 @dataclass(frozen=True)
