@@ -10,6 +10,7 @@ from silotune.errors import DivergedError, FederationError, Interrupted, OutputE
 from silotune.federation import checkpoint, local, result
 from silotune.federation import run as run_folder
 from silotune.federation.events import Event, RunContext, Watcher
+from silotune.federation.quiet import quiet
 from silotune.federation.run import RunFolder
 from silotune.inference import samples
 from silotune.model.adapter import AdapterSpec
@@ -42,7 +43,7 @@ def launch(recipe: Recipe, old: RunFolder | None, out: Path | None, watch: Watch
         if old is not None:
             _tell_other_threads(folder, local_silos, watch)
         with (
-            local.quiet(folder.log_file) as aloud,
+            quiet(folder.log_file) as aloud,
             trackers.tracked(recipe, folder, aloud(watch)) as tracked,
             local.local_run_context(len(local_silos.silos), tracked, scratch) as run_context,
         ):

@@ -15,10 +15,13 @@ pytestmark = pytest.mark.real
 
 
 def test_the_tuned_adapter_gives_the_same_logits_in_plain_peft(tmp_path):
+    silos = [str(RECIPE.parent / "silos" / name) for name in ("bank", "clinic")]
     changes = [
+        f"data.silos={json.dumps(silos)}",
         "federation.engine=inline",
         "training.rounds=1",
         "training.steps=4",
+        "training.batch=2",
         "evaluation.every=0",
         "report.samples=0",
     ]

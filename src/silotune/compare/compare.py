@@ -24,6 +24,7 @@ from silotune.errors import InputError, Interrupted
 from silotune.federation import local
 from silotune.federation import run as run_folder
 from silotune.federation.events import Event, Watcher
+from silotune.federation.quiet import quiet
 from silotune.federation.run import RunFolder
 from silotune.federation.spent import Spent
 from silotune.training.scores import require_packages
@@ -81,7 +82,7 @@ def compare(run: RunFolder, wanted: Wanted, watch: Watcher = lambda _: None) -> 
         _require_rows(context, wanted.rows)
         with (
             run_folder.scratch(run) as scratch,
-            local.quiet(run.log_file) as aloud,
+            quiet(run.log_file) as aloud,
             local.local_run_context(len(context.silos), aloud(watch), scratch) as run_context,
         ):
             silos = {name: replace(silo, scratch=scratch) for name, silo in context.silos.items()}

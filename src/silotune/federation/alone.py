@@ -18,7 +18,8 @@ from silotune.errors import AdmissionError, RunError
 from silotune.federation import checkpoint
 from silotune.federation.events import RunContext
 from silotune.federation.exchange import Answer, exchange
-from silotune.federation.members import Federation, assemble
+from silotune.federation.federation import Federation
+from silotune.federation.members import assemble
 from silotune.federation.result import adapter_spec
 from silotune.federation.run import RunFolder
 from silotune.federation.server import opened

@@ -1,15 +1,13 @@
-"""What the engines on one machine share: the silos' configurations, workers and threads, and quiet surroundings."""
+"""What the engines on one machine share: the silos' configurations, workers and threads, and how a run is stopped."""
 
 import os
 import signal
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
 
 from silotune.data.read.content import stamp
 from silotune.data.read.files import printable
@@ -18,8 +16,8 @@ from silotune.data.silos.corpus import leaks_of, load_corpus, options_of, readin
 from silotune.data.silos.leaks import Leaks
 from silotune.data.silos.sources import SiloConfig, SiloFiles
 from silotune.data.tokenize.template_check import oddities
-from silotune.errors import OutputError, RecipeError
-from silotune.federation.events import Event, RunContext, Watcher
+from silotune.errors import RecipeError
+from silotune.federation.events import RunContext, Watcher
 from silotune.model.base import cores, load_tokenizer, locate, place
 from silotune.settings import Recipe
 from silotune.silo.progress import ask_to_stop
@@ -122,52 +120,6 @@ def local_silos_of(recipe: Recipe) -> LocalSilos:
 
 def _size(files: SiloFiles) -> tuple[int, str]:
     return sum(sum(stamp(source)[:1]) for source in files.train), files.name
-
-
-@contextmanager
-def quiet(log: Path) -> Iterator[Callable[[Watcher], Watcher]]:
-    """Send all that this process and its children write to the terminal to a file, for as long as it lasts.
-
-    At the level of file descriptors, because Ray and native libraries write past Python. Yields a function that
-    makes a watcher heard: what it prints goes where it would have gone.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.dup2(target, 1)
-        os.dup2(target, 2)
-        yield lambda watch: _aloud(watch, kept)
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, OutputError):  # the log's disk may be full
-                stream.flush()
-        for number, descriptor in enumerate(kept, 1):
-            os.dup2(descriptor, number)
-            os.close(descriptor)
-        os.close(target)
-
-
-def _aloud(watch: Watcher, kept: Sequence[int]) -> Watcher:
-    """A watcher whose prints go to the descriptors `kept`, where Python's own streams were the process's."""
-
-    def heard(event: Event) -> None:
-        with ExitStack() as stack:
-            for name, number, redirect in (("stdout", 1, redirect_stdout), ("stderr", 2, redirect_stderr)):
-                if _descriptor(getattr(sys, name)) == number:
-                    stream = stack.enter_context(os.fdopen(os.dup(kept[number - 1]), "w", encoding="utf-8"))
-                    stack.enter_context(redirect(stream))
-            watch(event)
-
-    return heard
-
-
-def _descriptor(stream: TextIO) -> int | None:
-    try:
-        return int(stream.fileno())
-    except (AttributeError, OSError, ValueError):  # a notebook's stream has none
-        return None
 
 
 @contextmanager

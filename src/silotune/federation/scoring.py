@@ -3,7 +3,7 @@
 from silotune.algorithms.interface import ServerState
 from silotune.errors import AdmissionError
 from silotune.federation.exchange import Answer, exchange
-from silotune.federation.members import Federation
+from silotune.federation.federation import Federation
 from silotune.federation.metrics import Evaluation, SiloLine, figures, silo_line
 from silotune.federation.updates import with_adapter
 from silotune.settings import Recipe

@@ -23,8 +23,9 @@ from silotune.federation.checkpoint import Saved
 from silotune.federation.cohort import bounded, choose_cohort, weight_of
 from silotune.federation.events import RunContext
 from silotune.federation.exchange import Transport, enter_late
+from silotune.federation.federation import Federation
 from silotune.federation.inline import InlineGrid
-from silotune.federation.members import Federation, assemble
+from silotune.federation.members import assemble
 from silotune.federation.metrics import SiloLine, round_line
 from silotune.federation.result import required_base
 from silotune.federation.run import RunFolder

@@ -12,7 +12,7 @@ from silotune.algorithms.interface import Arrays, ServerState
 from silotune.errors import AdmissionError
 from silotune.federation.cohort import bounded, weight_of
 from silotune.federation.exchange import Answer, exchange
-from silotune.federation.members import Federation
+from silotune.federation.federation import Federation
 from silotune.federation.metrics import SiloLine, TrainFigures, silo_line
 from silotune.model.adapter import AdapterSpec, AdapterState
 from silotune.wire import manifest
