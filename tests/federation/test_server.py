@@ -193,7 +193,7 @@ def test_a_silo_that_fails_is_named_with_its_reason(make_recipe, tmp_path, monke
     honest = loop.train_round
 
     def fail(*arguments):
-        if arguments[5:7] == ("ash", 2):
+        if (arguments[2].silo, arguments[5]) == ("ash", 2):
             raise ValueError("private words")
         return honest(*arguments)
 

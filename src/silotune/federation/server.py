@@ -155,17 +155,7 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
     arrived = len(aggregate.silos) if aggregate else 0
     if aggregate is None or arrived < settings.minimum:
         _write_lines(federation, lines)
-        reasons = {name: line["reason"] for name, line in sorted(lines.items()) if line["reason"]}
-        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        if reasons and all(_diverged(reason) for reason in reasons.values()):
-            raise DivergedError(
-                f"round {round_}: no update has finite numbers ({why}); {checkpoint.reached(federation.run)}. Lower "
-                "training.learning_rate and start a new run: with the same settings the same would happen again."
-            )
-        raise FederationError(
-            f"round {round_}: {arrived} of {len(names)} updates could be used, federation.minimum asks for "
-            f"{settings.minimum} ({why}); {checkpoint.reached(federation.run)}."
-        )
+        raise _too_few(federation, lines, f"{arrived} of {len(names)}", round_)
     update = {name: aggregate.update[name] for name in trainable}
     after = optimizer_of(settings).apply(unrounded(state), update)
     after = replace(after, slots={**after.slots, **controls(federation, state, aggregate)})
@@ -183,6 +173,21 @@ def _round(federation: Federation, state: ServerState) -> ServerState:
     after = sendable(after, federation.method.sent(federation.spec), federation.codec)
     _finish_round(federation, after, aggregate, lines, began)
     return after
+
+
+def _too_few(federation: Federation, lines: Mapping[str, SiloLine], arrived: str, round_: int) -> FederationError:
+    """Why a round does not count, and what to do."""
+    reasons = {name: line["reason"] for name, line in sorted(lines.items()) if line["reason"]}
+    why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    if reasons and all(_diverged(reason) for reason in reasons.values()):
+        return DivergedError(
+            f"round {round_}: no update has finite numbers ({why}); {checkpoint.reached(federation.run)}. Lower "
+            "training.learning_rate and start a new run: with the same settings the same would happen again."
+        )
+    return FederationError(
+        f"round {round_}: {arrived} updates could be used, federation.minimum asks for "
+        f"{federation.recipe.federation.minimum} ({why}); {checkpoint.reached(federation.run)}."
+    )
 
 
 def within_bounds(state: ServerState) -> tuple[ServerState, int]:
