@@ -366,10 +366,10 @@ def test_an_unfinished_run_is_refused(run):
 def test_a_training_that_diverges_is_told_with_its_model(run, monkeypatch):
     real = training.train_round
 
-    def fail(tuner, forward_plan, rows, settings, seed, silo, *rest, **more):
-        if silo == "pooled":
+    def fail(tuner, forward_plan, task, *rest):
+        if task.silo == "pooled":
             raise DivergedError("the loss is not finite at step 1")
-        return real(tuner, forward_plan, rows, settings, seed, silo, *rest, **more)
+        return real(tuner, forward_plan, task, *rest)
 
     monkeypatch.setattr(training, "train_round", fail)
     with pytest.raises(FederationError, match="pooled: the loss is not finite"):
