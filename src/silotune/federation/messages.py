@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from silotune.errors import AdmissionError
 from silotune.privacy.ledger import Entry
+from silotune.wire.codecs.interface import DTYPES
 from silotune.wire.envelope import SCHEMA, Direction, Envelope, Kind
 from silotune.wire.manifest import Manifest
 
@@ -67,10 +68,6 @@ def envelope(message: Message, direction: Direction, kind: Kind, most_bytes: int
     if not isinstance(text, str):
         raise AdmissionError("the manifest is missing")
     return Envelope(direction, kind, dict(fields), vector, Manifest.from_json(text))  # type: ignore[arg-type]
-
-
-DTYPES = ("<f4", "<u2", "|u1")
-"""That a codec may have."""
 
 
 def _vector(data: bytes) -> NDArray[np.generic]:

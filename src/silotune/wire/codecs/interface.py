@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+DTYPES = ("<f4", "<u2", "|u1")
+"""That the array of a codec may have."""
 Vector = NDArray[np.float32]
 Draw = np.random.Generator | None
 """What an update's rounding is drawn with; None rounds to the nearest, as for an adapter that is sent down."""
