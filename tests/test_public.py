@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import silotune
+import silotune.errors
 
 PUBLIC = {
-    "DataError", "DivergedError", "Event", "FederationError", "InputError", "Interrupted", "ModelError", "OutputError",
+    "AdmissionError", "LengthError", "DataError", "DivergedError", "Event", "FederationError", "InputError", "Interrupted", "ModelError", "OutputError",
     "Recipe", "RecipeError", "Run",
     "RunError", "Sampling", "SilotuneError", "check", "load_recipe", "open_run", "train",
 }  # fmt: skip
@@ -17,6 +18,12 @@ def test_all_is_exactly_the_public_names():
     assert len(silotune.__all__) == len(PUBLIC)
     for name in PUBLIC:
         assert getattr(silotune, name).__doc__, f"{name} has no docstring"
+
+
+def test_every_error_is_public():
+    for name, value in vars(silotune.errors).items():
+        if isinstance(value, type) and issubclass(value, silotune.SilotuneError):
+            assert name in PUBLIC, name
 
 
 def test_importing_silotune_loads_no_torch():

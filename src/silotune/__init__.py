@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from silotune.api import Run, check, open_run, train
     from silotune.errors import (
+        AdmissionError,
         DataError,
         DivergedError,
         FederationError,
         InputError,
         Interrupted,
+        LengthError,
         ModelError,
         OutputError,
         RecipeError,
@@ -39,11 +41,13 @@ _HOMES = {
     "Sampling": "inference.generation",
     "Recipe": "settings",
     "load_recipe": "recipe",
+    "AdmissionError": "errors",
     "DataError": "errors",
     "DivergedError": "errors",
     "FederationError": "errors",
     "InputError": "errors",
     "Interrupted": "errors",
+    "LengthError": "errors",
     "ModelError": "errors",
     "OutputError": "errors",
     "RecipeError": "errors",
@@ -52,12 +56,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "AdmissionError",
     "DataError",
     "DivergedError",
     "Event",
     "FederationError",
     "InputError",
     "Interrupted",
+    "LengthError",
     "ModelError",
     "OutputError",
     "Recipe",

@@ -148,8 +148,12 @@ def _run_engine(
     serve = partial(federate, recipe=recipe, run=folder, run_context=run_context, spec=spec)
     if recipe.federation.engine == "inline":
         from silotune.federation.inline import run_inline
+        from silotune.federation.together import run_together
 
-        run_inline(serve, client_app, local_silos.silos, recipe.federation.together)
+        if recipe.federation.together > 1:
+            run_together(serve, local_silos.silos, recipe.federation.together)
+        else:
+            run_inline(serve, client_app, local_silos.silos)
     else:
         from silotune.federation.simulation import run_simulation
 

@@ -16,6 +16,7 @@ from silotune.errors import ModelError
 from silotune.model.adapter import AdapterSpec, flatten, initial_adapter
 from silotune.settings import AlgorithmName
 from silotune.settings.federation import ADAPTER_ALONE, ONE_FACTOR
+from silotune.settings.recipe import WITH_DORA
 
 SPEC = AdapterSpec.of({f"m{i}.lora_{k}.weight": ((3, 37) if k == "A" else (11, 3)) for i in range(5) for k in "AB"})
 A, B = SPEC.with_role("A"), SPEC.with_role("B")
@@ -74,6 +75,10 @@ def test_what_the_settings_say_that_a_method_goes_with_is_true():
         if method.control is None:
             alone.add(name)
     assert (one, alone) == (ONE_FACTOR, ADAPTER_ALONE)
+    assert set(METHODS) - one == WITH_DORA, "whose mean is exact for the products alone goes with LoRA alone"
+    turning = AdapterSpec((*SPEC.shapes, ("m0.lora_magnitude_vector", (11,))))
+    (magnitude,) = turning.with_role("magnitude")
+    assert all(magnitude in algorithms.find(name).trainable(turning, round_) for name in WITH_DORA for round_ in (1, 2))
 
 
 def test_ffa_never_sends_a_and_alternating_sends_both():

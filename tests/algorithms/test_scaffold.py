@@ -147,7 +147,7 @@ def test_a_silo_that_is_away_holds_back_no_more_than_its_share():
 def test_a_silo_without_a_place_to_remember_says_so(train, monkeypatch):
     honest = answer
     monkeypatch.setattr(
-        "silotune.federation.app.answer", lambda request, silo: honest(request, replace(silo, memory=None))
+        "silotune.federation.app.answer", lambda request, silo, _: honest(request, replace(silo, memory=None))
     )
     with pytest.raises(silotune.FederationError, match=r'algorithm = "scaffold" has a silo remember'):
         train()

@@ -1,5 +1,6 @@
 """Runs of tiny federations, and a ClientApp that misbehaves on purpose."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,11 @@ from silotune.federation import app, local
 from silotune.federation import run as run_folder
 from silotune.federation.events import Event, RunContext
 from silotune.federation.inline import InlineGrid, run_inline
+from silotune.federation.messages import TYPES
 from silotune.federation.result import adapter_spec
 from silotune.federation.run import RunFolder
 from silotune.federation.server import federate
+from silotune.federation.together import run_together
 from silotune.settings import Recipe
 
 Change = Callable[[Message, Message, str], Message | None]
@@ -37,10 +40,8 @@ def client_app(change: Change = lambda *_: None) -> ClientApp:
         register_in = {"query": made.query, "train": made.train, "evaluate": made.evaluate}[where]
         register_in(*([action] if action else []))(handle)
 
-    register("query", app.join)
-    register("train", app.train)
-    register("evaluate", app.evaluate)
-    register("train.alone", app.alone)
+    for kind, name in TYPES.items():
+        register(name, functools.partial(app.handle, kind=kind))
     return made
 
 
@@ -102,12 +103,16 @@ def run(
 
     run_context = RunContext(len(local_silos.silos), fixed=True, watch=note)
     spec = adapter_spec(recipe)
-    run_inline(
-        lambda grid: (federate(grid, recipe, folder, run_context, spec), None)[1],
-        client or app.client_app,
-        [replace(silo, memory=folder.path / "memory") for silo in local_silos.silos],
-        recipe.federation.together,
-    )
+    silos = [replace(silo, memory=folder.path / "memory") for silo in local_silos.silos]
+
+    def go(grid: Grid) -> None:
+        federate(grid, recipe, folder, run_context, spec)
+
+    if recipe.federation.together > 1:
+        assert client is None, "silos that train in one pass have an app of their own"
+        run_together(go, silos, recipe.federation.together)
+    else:
+        run_inline(go, client or app.client_app, silos)
     return folder, events
 
 

@@ -188,7 +188,7 @@ def test_silos_trained_in_one_pass_remember_as_well(train, tmp_path):
 def test_a_silo_without_a_memory_says_so_before_it_trains(train, monkeypatch):
     without = answer
     monkeypatch.setattr(
-        "silotune.federation.app.answer", lambda request, silo: without(request, replace(silo, memory=None))
+        "silotune.federation.app.answer", lambda request, silo, _: without(request, replace(silo, memory=None))
     )
     with pytest.raises(silotune.errors.FederationError, match="name a folder with the node's `memory`"):
         train("int8")

@@ -41,12 +41,12 @@ def test_what_a_method_sends_beside_a_factor_is_told_apart():
     assert traffic.flows["up", "train"].factors == {("q", "A", (2, 8)): 1, ("q", "A, control", (2, 8)): 1}
 
 
-def test_who_greeted_and_why_it_was_no_use():
+def test_who_asked_to_join_and_why_it_was_no_use():
     traffic = Traffic([
         entry("up", "node 1", "join", 0, 1, fields={"failure": "no file"}),
         entry("up", "ash", "join", 0, 1), entry("up", "node 3", "join", 0, 1, node=3, fields={"inadmissible": "odd"}),
     ])  # fmt: skip
-    assert traffic.greeted == {"ash": None, "node 3": "odd"}, "a node that failed and came back is not told twice"
+    assert traffic.asked_to_join == {"ash": None, "node 3": "odd"}, "a node that failed and came back is not told twice"
 
 
 def test_lines_of_the_live_table_have_fewer_fields():

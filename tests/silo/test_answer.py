@@ -14,7 +14,7 @@ from silotune.federation.nodes import silo_of
 from silotune.federation.result import adapter_spec
 from silotune.federation.server import _job
 from silotune.model.adapter import initial_adapter
-from silotune.silo.answer import answer, without_folders
+from silotune.silo.answer import answer, hide_folders
 from silotune.silo.work import prepare
 from silotune.wire.codecs.float32 import CODEC as FLOAT32
 from silotune.wire.envelope import Envelope
@@ -131,14 +131,14 @@ def test_failures_tell_files_and_lines_but_no_folders(make_recipe, silos, tiny_b
     ],
 )
 def test_folders_are_left_out(text, left):
-    assert without_folders(text) == left
+    assert hide_folders(text) == left
 
 
 @pytest.mark.parametrize("folder", ["silos/private", "/srv/st:mary's/x", "."])
 def test_a_silos_own_folders_are_left_out_however_they_are_written(folder):
     config = SiloConfig(SiloFiles("s", (f"{folder}/train.jsonl",)), base="/models/of st:mary/tiny")
     said = f"{folder}/train.jsonl:3: bad; {folder}: a folder; model.base: /models/of st:mary/tiny: no such file"
-    told = without_folders(said, config)
+    told = hide_folders(said, config)
     assert "private" not in told.replace("private: a folder", "") and "/" not in told.replace("./", "")
     assert "train.jsonl:3: bad" in told and "model.base: tiny: no such file" in told
 

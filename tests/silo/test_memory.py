@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from silotune.errors import InputError
-from silotune.silo.memory import KEEP, MARK, OLD, Memory, forget, own_split
+from silotune.silo.memory import ALWAYS, KEEP, MARK, OLD, Memory, forget, own_split
 
 
 def memory(tmp_path, run="0" * 16, silo="north/ward ä"):
@@ -106,18 +106,20 @@ def test_a_silo_joins_a_run_with_one_job(tmp_path):
 
 
 def test_runs_long_over_are_forgotten_when_another_is_joined(tmp_path):
-    old, kept, new = (memory(tmp_path, run=digit * 16) for digit in "123")
-    for held in (old, kept):
+    old, kept, *others, new, newer = (memory(tmp_path, run=f"{number:016x}") for number in range(ALWAYS + 3))
+    for held in (old, kept, *others):
         held.join("{}")
         held.keep(1, of(1))
     past = time.time() - OLD - 9
     for path in (tmp_path / "memory").rglob("*"):
         os.utime(path, (past, past))
-    kept.keep(2, of(2))
-    kept.join("{}")
-    assert old.folder.exists(), "only another run makes room"
+    kept.require("{}")  # it has a part in that one still
     new.join("{}")
-    assert not old.folder.parent.exists() and kept.begin(3, 2)["x"][0] == 2 and (tmp_path / "memory" / MARK).is_file()
+    there = {held for held in (old, kept, *others, new) if held.folder.exists()}
+    assert {kept, new} <= there and len(there) == ALWAYS + 1, "the latest stay, and what is joined comes on top"
+    newer.join("{}")
+    assert sum(held.folder.exists() for held in (old, *others)) == ALWAYS - 2
+    assert kept.begin(2, 1)["x"][0] == 1 and (tmp_path / "memory" / MARK).is_file()
 
 
 def test_what_a_silo_holds_out_is_drawn_once(tmp_path):

@@ -1,10 +1,11 @@
-"""ServerApp and ClientApp: Flower's Message API on one side, `server` and `client` on the other.
+"""ServerApp and ClientApp: Flower's Message API on one side, `server` and `silo.answer` on the other.
 
 Imports no torch: a deployed silo starts a process for every message, and some messages need none.
 """
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -15,15 +16,16 @@ from silotune.data.silos.sources import SiloConfig
 from silotune.federation.messages import content, envelope, hashed_once, ledger_entry
 from silotune.federation.nodes import SCRATCH_VARIABLE, silo_of
 from silotune.privacy import ledger
-from silotune.silo.answer import answer, guarded
+from silotune.silo.answer import ANSWERS, Answers, answer, guarded
 from silotune.silo.progress import Progress, require_going
 from silotune.wire.envelope import Envelope, Kind
 
+Handler = Callable[[Message, Context], Message]
 MOST_BYTES = 8 << 30
 """Most bytes of an adapter that a server may send; its exact size is checked against the model before it is used."""
 
 
-def handle(message: Message, context: Context, kind: Kind) -> Message:
+def handle(message: Message, context: Context, kind: Kind, answers: Answers = ANSWERS) -> Message:
     """Answer a message of Flower's; every failure is an answer too.
 
     Every answer stands in the silo's own ledger, if it keeps one; what cannot be entered there does not leave.
@@ -37,7 +39,7 @@ def handle(message: Message, context: Context, kind: Kind) -> Message:
         known.append(silo)
         request = envelope(message, "down", kind, MOST_BYTES)
         Progress(silo.scratch, silo.files.name, int(request.fields.get("round", 0)), kind).still_wanted()
-        return answer(request, silo)
+        return answer(request, silo, answers)
 
     reply = guarded(kind, work)
     book, name = (known[0].ledger, known[0].files.name) if known else _book_of(context)
@@ -62,31 +64,18 @@ def _book_of(context: Context) -> tuple[Path | None, str]:
     return Path(book) if isinstance(book, str) else None, name if isinstance(name, str) else "this silo"
 
 
-client_app = ClientApp()
+def make_client_app(answers: Answers = ANSWERS) -> ClientApp:
+    """A ClientApp that answers for a silo."""
+    app = ClientApp()
+    registered: Mapping[Kind, Callable[[Handler], Handler]] = {
+        "join": app.query(), "train": app.train(), "evaluate": app.evaluate(), "alone": app.train("alone"),
+    }  # fmt: skip
+    for kind, register in registered.items():
+        register(functools.partial(handle, kind=kind, answers=answers))
+    return app
 
 
-@client_app.query()
-def join(message: Message, context: Context) -> Message:
-    """Say who the silo is and how much it holds."""
-    return handle(message, context, "join")
-
-
-@client_app.train()
-def train(message: Message, context: Context) -> Message:
-    """Train on the silo's rows."""
-    return handle(message, context, "train")
-
-
-@client_app.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
-    """Score the adapter on the silo's held-out rows."""
-    return handle(message, context, "evaluate")
-
-
-@client_app.train("alone")
-def alone(message: Message, context: Context) -> Message:
-    """Train a model that stays with the silo, and score it on the silo's held-out rows."""
-    return handle(message, context, "alone")
+client_app = make_client_app()
 
 
 def make_server_app(serve: Callable[[Grid, Context], object]) -> ServerApp:

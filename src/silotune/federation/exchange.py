@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 
 from silotune.errors import AdmissionError, Interrupted
 from silotune.federation import checkpoint
 from silotune.federation.events import Event, RunContext
 from silotune.federation.messages import TYPES, content, envelope, hashed_once, ledger_entry, refused_entry, weigh
-from silotune.federation.pulling import within
+from silotune.federation.pulling import Excess, Unfinished, bounded, finish
 from silotune.federation.run import RunFolder
 from silotune.privacy import ledger
 from silotune.privacy.ledger import Entry
@@ -25,11 +26,11 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
 KEPT = 12 * 3600.0
 """Seconds that Flower keeps a message beyond its deadline, for answers that come late and clocks that jump."""
 
-UNREADABLE = "the answer cannot be read"
+UNREADABLE, NOT_WHOLE = "the answer cannot be read", "the answer did not come whole"
 ERRORS = {
     ErrorCode.LOAD_CLIENT_APP_EXCEPTION: "the silo's app could not be loaded",
     ErrorCode.CLIENT_APP_RAISED_EXCEPTION: "the silo's app raised an exception",
-    ErrorCode.MESSAGE_UNAVAILABLE: "the message expired or was lost, or the answer is too large or did not come whole",
+    ErrorCode.MESSAGE_UNAVAILABLE: "the message expired or was lost",
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "the answer was lost",
     ErrorCode.NODE_UNAVAILABLE: "the silo is not connected any more",
     ErrorCode.CLIENT_APP_CRASHED: "the silo's process died",
@@ -78,6 +79,8 @@ class Transport:
     """Messages that nobody waits for any more, by identifier."""
     unreadable: set[str] = field(default_factory=set)
     """Messages of which an answer could not be pulled once."""
+    unfinished: dict[str, Unfinished] = field(default_factory=dict)
+    """Answers of which parts are still to come, by the message that they are to."""
 
 
 def exchange(
@@ -170,8 +173,7 @@ def look(transport: Transport, waiting: dict[str, Asked]) -> Iterator[Answer]:
     identifiers = [*waiting, *transport.late]
     for wanted in [identifiers] if transport.in_turn else [[identifier] for identifier in identifiers]:
         began = time.monotonic()
-        until = min((waiting[name].until for name in wanted if name in waiting), default=began)
-        replies = _pulled(transport, wanted, until)
+        replies = _pulled(transport, wanted)
         took = time.monotonic() - began if transport.in_turn else 0.0
         while replies:
             identifier, reply = replies.pop(0)
@@ -183,28 +185,55 @@ def look(transport: Transport, waiting: dict[str, Asked]) -> Iterator[Answer]:
                 _open(transport, reply, asked, late=True)
 
 
-def _pulled(transport: Transport, identifiers: Sequence[str], until: float) -> list[tuple[str, Message | None]]:
-    """What has arrived for these messages, by their identifiers; None for an answer that cannot be read.
+def _pulled(transport: Transport, identifiers: Sequence[str]) -> list[tuple[str, Message | str]]:
+    """What has arrived for these messages, by their identifiers; of an answer that cannot be taken, why.
 
     An answer says itself which message it is to; what is to another than was asked for is passed over. Of a message
-    that cannot be pulled it is not certain that its own answer is at fault: it is, if that happens again. For parts of
-    an answer that are still to come it waits until the deadline at most.
+    that cannot be pulled it is not certain that its own answer is at fault: it is, if that happens again. An answer of
+    which parts are still to come has not arrived.
 
     Raises:
         Exception: the connection is lost, or, where silos answer in this process, whatever is raised there.
     """
-    try:
-        with within(until, transport.most_bytes):
-            replies = list(transport.grid.pull_messages(identifiers))
-    except Exception as error:
-        if transport.in_turn or _of_the_connection(error):
-            raise
+    if transport.in_turn:
+        replies = list(transport.grid.pull_messages(identifiers))
+    else:
         (identifier,) = identifiers
-        again = identifier in transport.unreadable
-        transport.unreadable.add(identifier)
-        return [(identifier, None)] if again else []
+        try:
+            replies = _pulled_whole(transport, identifier)
+        except Excess as error:
+            return [(identifier, str(error))]
+        except ObjectPullError:
+            return [(identifier, NOT_WHOLE)]
+        except Exception as error:
+            if _of_the_connection(error):
+                raise
+            again = identifier in transport.unreadable
+            transport.unreadable.add(identifier)
+            return [(identifier, UNREADABLE)] if again else []
     named = [(reply.metadata.reply_to_message_id, reply) for reply in replies]
     return [(identifier, reply) for identifier, reply in named if identifier in identifiers]
+
+
+def _pulled_whole(transport: Transport, identifier: str) -> list[Message]:
+    """The answer to a message if it is whole; where it is not, it is looked at again the next time.
+
+    Raises:
+        Exception: whatever reading it raises.
+    """
+    answer = transport.unfinished.get(identifier)
+    if answer is not None:
+        message = finish(transport.grid, answer, transport.most_bytes)
+        if message is None:
+            return []
+        del transport.unfinished[identifier]
+        return [message]
+    try:
+        with bounded(transport.most_bytes):
+            return list(transport.grid.pull_messages([identifier]))
+    except Unfinished as found:
+        transport.unfinished[identifier] = found
+        return []
 
 
 def _of_the_connection(error: Exception) -> bool:
@@ -237,21 +266,21 @@ def _too_late(asked: Asked) -> str:
     return f"no answer within {asked.seconds:g} s"
 
 
-def _open(transport: Transport, reply: Message | None, asked: Asked, late: bool) -> Answer:
+def _open(transport: Transport, reply: Message | str, asked: Asked, late: bool) -> Answer:
     """Enter an answer in the ledger and say what it is. Whatever goes wrong in reading it is its own fault."""
-    if reply is not None and reply.has_error():
+    if isinstance(reply, Message) and reply.has_error():
         return Answer(asked.node, None, _error_text(reply), asked.bytes, 0)
     kind, name, opened = asked.kind, asked.name or unnamed(asked.node), None
     try:
-        if reply is None:
-            raise AdmissionError(UNREADABLE)
+        if isinstance(reply, str):
+            raise AdmissionError(reply)
         opened = envelope(reply, "up", kind, transport.most_bytes)
         name = asked.name or shown(str(opened.fields.get("silo", name)))[:64]
         with hashed_once():
             entry, problem = ledger_entry(opened, reply, name, asked.round), opened.failure
     except Exception as error:  # its words may be the silo's
         problem = shown(str(error)) if isinstance(error, AdmissionError) else UNREADABLE
-        entry = refused_entry(reply, kind, name, asked.round, problem)
+        entry = refused_entry(reply if isinstance(reply, Message) else None, kind, name, asked.round, problem)
     _book(transport, replace(entry, node=asked.node, late=late))
     return Answer(asked.node, opened if problem is None else None, problem, asked.bytes, entry.bytes)
 

@@ -10,7 +10,7 @@ of each is that of them all.
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -20,6 +20,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from silotune.data.silos.sources import SiloConfig
 from silotune.federation.messages import TYPES
+
+if TYPE_CHECKING:  # it loads torch
+    from silotune.federation.together import Together
 
 SERVER = 1
 """Flower's number for the server."""
@@ -31,8 +34,8 @@ class InlineGrid(Grid):
     Where silos train together, it is the messages of as many silos.
     """
 
-    def __init__(self, client_app: ClientApp, silos: Sequence[SiloConfig], together: int = 1) -> None:
-        """Make a node for every silo, numbered from 1 in the given order; `together` of them train in one pass."""
+    def __init__(self, client_app: ClientApp, silos: Sequence[SiloConfig], together: "Together | None" = None) -> None:
+        """Make a node for every silo, numbered from 1 in the given order; `together` trains several in one pass."""
         self._app = client_app
         self._together = together
         self._contexts = {
@@ -63,12 +66,9 @@ class InlineGrid(Grid):
         """Have the next of these messages answered, and return the answer."""
         waiting = [identifier for identifier in message_ids if identifier in self._pending]
         messages = [self._pending.pop(identifier) for identifier in self._next(waiting)]
-        if len(messages) < 2:
-            return [self._answer(message) for message in messages]
-        from silotune.federation.together import trained
-
-        with trained([(message, self._contexts[message.metadata.dst_node_id]) for message in messages]):
-            return [self._answer(message) for message in messages]
+        if self._together is not None and len(messages) > 1:
+            self._together.train_all([(message, self._contexts[message.metadata.dst_node_id]) for message in messages])
+        return [self._answer(message) for message in messages]
 
     def _next(self, waiting: Sequence[str]) -> Sequence[str]:
         """The first of the messages that wait, with those that are answered together with it."""
@@ -77,9 +77,9 @@ class InlineGrid(Grid):
             metadata = self._pending[identifier].metadata
             return metadata.message_type, metadata.group_id
 
-        if self._together == 1 or not waiting or kind(waiting[0])[0] != TYPES["train"]:
+        if self._together is None or not waiting or kind(waiting[0])[0] != TYPES["train"]:
             return waiting[:1]
-        return [identifier for identifier in waiting if kind(identifier) == kind(waiting[0])][: self._together]
+        return [identifier for identifier in waiting if kind(identifier) == kind(waiting[0])][: self._together.most]
 
     def _answer(self, message: Message) -> Message:
         try:
@@ -110,9 +110,19 @@ class InlineGrid(Grid):
 
 
 def run_inline(
-    serve: Callable[[Grid], object], client_app: ClientApp, silos: Sequence[SiloConfig], together: int = 1
+    serve: Callable[[Grid], object],
+    client_app: ClientApp,
+    silos: Sequence[SiloConfig],
+    together: "Together | None" = None,
 ) -> None:
-    """Run a ServerApp that serves, over a grid of these silos; what `serve` raises comes through."""
+    """Run a ServerApp that serves, over a grid of these silos; what `serve` raises comes through.
+
+    Args:
+        serve: the server.
+        client_app: answers for every silo.
+        silos: of the grid.
+        together: what trains several silos in one pass, and answers in `client_app` for them.
+    """
     from silotune.federation.app import make_server_app
 
     server_app: ServerApp = make_server_app(lambda grid, _: serve(grid))

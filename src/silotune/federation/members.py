@@ -23,7 +23,7 @@ FIRST_RETRY, LONGEST_RETRY = 5.0, 600.0
 
 
 def assemble(federation: Federation, wanted: int | Set[str], seconds: float) -> None:
-    """Greet nodes until `wanted` silos are known (so many, or these), nobody else can come, or `seconds` are over.
+    """Ask nodes to join until `wanted` silos are known (so many, or these), no others can come, or `seconds` are over.
 
     Nodes that are still thinking about who they are when enough are known are taken in at the next call.
 

@@ -4,87 +4,110 @@ A silo that cannot take part, and all of them where the pass cannot be had, are 
 trains alone, or says what is wrong with it.
 """
 
-import functools
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flwr.app import Context, Message
+from flwr.serverapp import Grid
 
-from silotune.federation.app import MOST_BYTES
+from silotune.data.silos.sources import SiloConfig
+from silotune.federation.app import MOST_BYTES, make_client_app
+from silotune.federation.inline import run_inline
 from silotune.federation.messages import envelope
 from silotune.federation.nodes import silo_of
-from silotune.model.adapter import AdapterState
-from silotune.silo.start import Start, begin
-from silotune.silo.train import TRAINED
-from silotune.silo.work import Work, prepare
-from silotune.training.local_run import StepReport, TrainingTask, TrainingTotals
-from silotune.training.optimizer import Moments
+from silotune.silo.answer import ANSWERS
+from silotune.silo.start import Start
+from silotune.silo.train import finished, ready, train
+from silotune.silo.work import Work
+from silotune.training.local_run import StepReport, TrainingTask
 from silotune.training.together import TrainingOutcome, can_stack, train_together
+from silotune.wire.envelope import Envelope
 
 logger = logging.getLogger(__name__)
 
 
-@contextmanager
-def trained(asked: Sequence[tuple[Message, Context]]) -> Iterator[None]:
-    """Train the silos that are asked to; while it lasts, each answers with what it has come to.
-
-    Args:
-        asked: messages of kind `train` and one round, each with the node that it goes to.
-    """
-    outcomes = _outcomes([work for work in map(_work, asked) if work is not None])
-    token = TRAINED.set(outcomes)
-    try:
-        yield
-    finally:
-        TRAINED.reset(token)
+def run_together(serve: Callable[[Grid], object], silos: Sequence[SiloConfig], most: int) -> None:
+    """Run a ServerApp inline, with at most so many silos trained in one pass; what `serve` raises comes through."""
+    together = Together(most)
+    run_inline(serve, make_client_app({**ANSWERS, "train": together.train}), silos, together)
 
 
-def _work(asked: tuple[Message, Context]) -> tuple[Work, Start] | None:
+class Together:
+    """Silos of a round that are trained in one pass; each is then asked, and answers with what it has come to."""
+
+    def __init__(self, most: int) -> None:
+        """Train at most so many in a pass."""
+        self.most = most
+        self._done: dict[tuple[str, int], Done] = {}
+
+    def train_all(self, asked: Sequence[tuple[Message, Context]]) -> None:
+        """Train the silos that are asked to, where that is possible in one pass.
+
+        Args:
+            asked: messages of kind `train` and one round, each with the node that it goes to.
+        """
+        self._done = _outcomes([begun for begun in map(_begun, asked) if begun is not None])
+
+    def train(self, request: Envelope, silo: SiloConfig) -> Envelope:
+        """Answer for a silo: with what came of the pass, or of its own training if it was in none.
+
+        Raises:
+            Exception: what ended the silo's part of the pass, or its training.
+        """
+        done = self._done.pop((silo.files.name, int(request.fields["round"])), None)
+        if done is None:
+            return train(request, silo)
+        return finished(done.work, done.start, *done.outcome.result(), done.start.moments)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A silo's part of a pass."""
+
+    work: Work
+    start: Start
+    outcome: TrainingOutcome
+
+
+def _begun(asked: tuple[Message, Context]) -> tuple[Work, Start] | None:
     """What a silo is to do, or None where that cannot be found out: its own answer will say why."""
     message, context = asked
     try:
-        request = envelope(message, "down", "train", MOST_BYTES)
-        work = prepare(request, silo_of(context.node_config))
-        return work, begin(request, work)
+        return ready(envelope(message, "down", "train", MOST_BYTES), silo_of(context.node_config))
     except Exception:
         return None
 
 
-def _outcomes(
-    works: Sequence[tuple[Work, Start]],
-) -> Mapping[tuple[str, int], Callable[[], tuple[TrainingTotals, AdapterState, Moments | None]]]:
+def _outcomes(begun: Sequence[tuple[Work, Start]]) -> dict[tuple[str, int], Done]:
     """What the silos have come to, by name and round; nothing where they are to be trained alone."""
-    alike = [asked for asked in works if _alike(asked[0], works[0][0])]
+    alike = [asked for asked in begun if _alike(asked[0], begun[0][0])]
     if len(alike) < 2:
         return {}
     first = alike[0][0]
     if not can_stack(first.tuner.model):
         logger.warning("federation.together: this model cannot train silos in one pass exactly; each trains alone")
         return {}
-    parts = [
+    tasks = [
         TrainingTask(work.silo.files.name, work.corpus.train, start.received.adapter, start.trainable, _shown(work),
-             start.moments, start.drift)
+                     start.moments, start.drift)
         for work, start in alike
     ]  # fmt: skip
     try:
         outcomes = train_together(
-            first.tuner, first.forward_plan, parts, first.job.training, first.job.seed, first.round
+            first.tuner, first.forward_plan, tasks, first.job.training, first.job.seed, first.round
         )
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
-        logger.warning("federation.together: a pass over %d silos broke (%s); each trains alone", len(parts), place)
+        logger.warning("federation.together: a pass over %d silos broke (%s); each trains alone", len(tasks), place)
         return {}
-    told = {part.silo: functools.partial(_told, part, outcome) for part, outcome in zip(parts, outcomes, strict=True)}
-    return {(silo, first.round): tell for silo, tell in told.items()}
-
-
-def _told(part: TrainingTask, outcome: TrainingOutcome) -> tuple[TrainingTotals, AdapterState, Moments | None]:
-    return (*outcome.result(), part.moments)
+    return {
+        (work.silo.files.name, work.round): Done(work, start, outcome)
+        for (work, start), outcome in zip(alike, outcomes, strict=True)
+    }
 
 
 def _alike(work: Work, first: Work) -> bool:

@@ -2,12 +2,14 @@
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from silotune.errors import RecipeError
 from silotune.settings import Recipe
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -19,10 +21,25 @@ def check_recipe(document: Mapping[str, object], source: str) -> Recipe:
     Raises:
         RecipeError: naming the first key that cannot be used.
     """
+    return checked(Recipe, document, source, "docs/recipe.md lists every key")
+
+
+def checked(section: type[Settings], document: Mapping[str, object], source: str, keys: str) -> Settings:
+    """Turn a parsed document into settings.
+
+    Args:
+        section: the kind of settings.
+        document: to turn into them.
+        source: what messages call it.
+        keys: where all keys are told, as the end of a sentence.
+
+    Raises:
+        RecipeError: naming the first key that cannot be used.
+    """
     try:
-        return Recipe.model_validate(_with_floats(Recipe, document))
+        return section.model_validate(_with_floats(section, document))
     except ValidationError as error:
-        raise RecipeError(f"{source}: {_explain(error)}") from None
+        raise RecipeError(f"{source}: {_explain(error, section, keys)}") from None
 
 
 def _with_floats(section: type[BaseModel], values: object) -> object:
@@ -54,14 +71,14 @@ def _section_in(annotation: object) -> type[BaseModel] | None:
     return next((part for part in _parts(annotation) if isinstance(part, type) and issubclass(part, BaseModel)), None)
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, root: type[BaseModel], keys: str) -> str:
     """The first thing that is wrong, with the key it stands at; of a value that may be several things, all of it."""
     errors = error.errors(include_url=False, include_context=False)
     first = errors[0]
-    named, unknown, section = _place(first["loc"])
+    named, unknown, section = _place(first["loc"], root)
     if first["type"] == "extra_forbidden" and unknown and section is not None:
         near = difflib.get_close_matches(unknown.lower(), section.model_fields, n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]!r}?" if near else "remove it; docs/recipe.md lists every key."
+        hint = f"did you mean {near[0]!r}?" if near else f"remove it; {keys}."
         return f"{named}: unknown key; {hint}"
     if not named:
         return f"{first['msg'].removeprefix('Value error, ')}."
@@ -69,7 +86,7 @@ def _explain(error: ValidationError) -> str:
         return f"{named}: this key is missing."
     reasons = [_reason(first)]
     for other in errors[1:]:
-        place = _place(other["loc"])[0]
+        place = _place(other["loc"], root)[0]
         if place == named or place.startswith(f"{named}["):
             reasons.append(f"{place}: {_reason(other)}" if place != named else _reason(other))
     return f"{named}: {', or '.join(dict.fromkeys(reasons))}{_given(first['input'])}."
@@ -88,9 +105,9 @@ def _given(value: object) -> str:
     return f" (given: {repr(value)[:80]})" if isinstance(value, (str, int, float, bool)) else ""
 
 
-def _place(location: Sequence[str | int]) -> tuple[str, str, type[BaseModel] | None]:
+def _place(location: Sequence[str | int], root: type[BaseModel]) -> tuple[str, str, type[BaseModel] | None]:
     """The key at a location of pydantic's (its own tags left out), the unknown part of it, and the section there."""
-    section: type[BaseModel] | None = Recipe
+    section: type[BaseModel] | None = root
     named, inside = "", True
     for number, part in enumerate(location, 1):
         if isinstance(part, int):

@@ -124,7 +124,7 @@ class RunFigures:
         if not self.rounds:
             return []
         known = {silo.name for silo in self.silos}
-        return sorted((name, why) for name, why in self.traffic.greeted.items() if name not in known)
+        return sorted((name, why) for name, why in self.traffic.asked_to_join.items() if name not in known)
 
 
 @dataclass

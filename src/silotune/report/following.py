@@ -120,7 +120,7 @@ class Following:
                 f"train --resume {self.run.path.name}"
             )
         if not figures.rounds:
-            joined = sum(reason is None for reason in self._books.traffic.greeted.values())
+            joined = sum(reason is None for reason in self._books.traffic.asked_to_join.values())
             return f"The silos load the base model and score it; {joined} have said what they hold."
         if figures.done >= rounds and self.run.report_file.exists():
             return "The run has come to its end; a comparison of it goes on."
@@ -133,7 +133,8 @@ class Following:
     def _silos(self, figures: RunFigures, round_: int) -> Sequence[dict[str, object]]:
         """Each silo's doings in the round that goes on."""
         progress = read_progress(self.run.scratch) if self.run.scratch.is_dir() else {}
-        names = {silo.name for silo in figures.silos} | {n for n, why in self._books.traffic.greeted.items() if not why}
+        joined = {name for name, why in self._books.traffic.asked_to_join.items() if not why}
+        names = {silo.name for silo in figures.silos} | joined
         answered = {(work.silo, work.kind): work for work in self._books.clock.answers.get(round_, ())}
         return [_doing(name, round_, progress.get(name, {}), answered) for name in sorted(names)]
 

@@ -55,7 +55,7 @@ class Traffic:
         """Messages that came after their deadline: they left a silo and were not used."""
         self.flows: dict[tuple[str, str], Flow] = defaultdict(Flow)
         """By direction and kind."""
-        self.greeted: dict[str, str | None] = {}
+        self.asked_to_join: dict[str, str | None] = {}
         """Who answered the first question, and the reason if it was no use."""
         self._bytes: dict[tuple[str, str], Counter[int]] = defaultdict(Counter)
         for entry in entries:
@@ -71,7 +71,7 @@ class Traffic:
         if before != silo:
             for way in ("up", "down"):
                 self._bytes[silo, way].update(self._bytes.pop((before, way), Counter()))
-            self.greeted.pop(before, None)
+            self.asked_to_join.pop(before, None)
         flow, fields = self.flows[direction, kind], line.get("fields") or {}
         flow.messages += 1
         flow.bytes += line["bytes"]
@@ -82,7 +82,7 @@ class Traffic:
             flow.dtype, flow.tensors = line["dtype"], [[name, known[name]] for name in sorted(known)]
         if (direction, kind) == ("up", "join"):
             reason = fields.get("failure") or fields.get("inadmissible")
-            self.greeted[silo] = str(reason) if reason else None
+            self.asked_to_join[silo] = str(reason) if reason else None
 
     def up(self, silo: str) -> int:
         """Bytes that left a silo."""

@@ -13,10 +13,9 @@ CodecName = Literal["float32", "bfloat16", "int8"]
 
 
 class TrainingSettings(Section):
-    """What a silo does with its rows in a round."""
+    """What a silo does with its rows in a round: supervised fine-tuning, by cross-entropy on the tokens of answers, the
+    end of their turn included."""
 
-    objective: Literal["sft"] = "sft"
-    """Supervised fine-tuning: cross-entropy on the tokens of answers, the end of their turn included."""
     loss_on: LossOn = "all"
     """Which answers of a conversation carry loss: all, or the last one only. Turns that their rows exempt never do."""
     rounds: Positive = 5

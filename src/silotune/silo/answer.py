@@ -30,9 +30,13 @@ from silotune.wire.profile import Profile
 logger = logging.getLogger(__name__)
 
 
-def answer(request: Envelope, silo: SiloConfig) -> Envelope:
-    """Answer one message of the server; what goes wrong becomes an answer too."""
-    return guarded(request.kind, lambda: ANSWERS[request.kind](request, silo), silo)
+Answers = Mapping[Kind, Callable[[Envelope, SiloConfig], Envelope]]
+"""What answers each kind of message."""
+
+
+def answer(request: Envelope, silo: SiloConfig, answers: Answers | None = None) -> Envelope:
+    """Answer one message of the server, by `ANSWERS` if nothing else is given; what goes wrong is an answer too."""
+    return guarded(request.kind, lambda: (answers or ANSWERS)[request.kind](request, silo), silo)
 
 
 def guarded(kind: Kind, work: Callable[[], Envelope], silo: SiloConfig | None = None) -> Envelope:
@@ -44,7 +48,7 @@ def guarded(kind: Kind, work: Callable[[], Envelope], silo: SiloConfig | None = 
         return work()
     except SilotuneError as error:
         logger.warning("%s not answered: %s", kind, error)
-        return failure(kind, without_folders(str(error), silo))
+        return failure(kind, hide_folders(str(error), silo))
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"unexpected {type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
@@ -52,7 +56,7 @@ def guarded(kind: Kind, work: Callable[[], Envelope], silo: SiloConfig | None = 
         return failure(kind, reason)
 
 
-def without_folders(text: str, silo: SiloConfig | None = None) -> str:
+def hide_folders(text: str, silo: SiloConfig | None = None) -> str:
     """Leave of the silo's own paths, and of every absolute path, the last part only."""
     if silo is not None:
         base = [silo.base] if silo.base and looks_like_path(silo.base) else []
@@ -114,7 +118,7 @@ def _score(request: Envelope, silo: SiloConfig) -> Envelope:
     return Envelope("up", "evaluate", fields)
 
 
-ANSWERS: Mapping[Kind, Callable[[Envelope, SiloConfig], Envelope]] = {
+ANSWERS: Answers = {
     "join": _join,
     "train": train,
     "evaluate": _score,

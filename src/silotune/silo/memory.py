@@ -40,8 +40,9 @@ Remembered = dict[str, NDArray[np.float32]]
 
 KEEP = 3
 """Rounds of a silo that stay: more than the states that a run keeps to go on from."""
-OLD = 180 * 24 * 3600.0
-"""Seconds after which a run that nothing was written of is forgotten, when another one is joined."""
+OLD, ALWAYS = 180 * 24 * 3600.0, 8
+"""Seconds after which a run that this silo had no part in is forgotten as another one is joined, but for so many runs,
+the latest: a clock may be wrong."""
 MARK, LOCK, KEY = "memory.json", ".lock", "identity.pem"
 FORMAT = 1
 SHARES = 0.05, 0.5
@@ -142,6 +143,8 @@ class Memory:
             ) from None
         if joined != hashlib.sha256(job.encode()).hexdigest():
             raise InputError("the server asks for another job than the one with which this silo joined this run")
+        with suppress(OSError):  # that the silo takes part is what keeps the run from being forgotten
+            os.utime(self._pin)
 
     @property
     def _pin(self) -> Path:
@@ -184,12 +187,12 @@ def _own(path: Path) -> bool:
 
 def _forget_old_runs(root: Path) -> None:
     """Delete what is left of runs long over; one that cannot be deleted stays."""
-    for run in root.iterdir():
-        if re.fullmatch(r"[0-9a-f]{16}", run.name) and run.is_dir():
-            with suppress(OSError):
-                written = max(path.lstat().st_mtime for path in (run, *run.rglob("*")))
-                if time.time() - written > OLD:
-                    shutil.rmtree(run)
+    with suppress(OSError):
+        runs = [run for run in root.iterdir() if re.fullmatch(r"[0-9a-f]{16}", run.name) and run.is_dir()]
+        written = {run: max(path.lstat().st_mtime for path in (run, *run.rglob("*"))) for run in runs}
+        for run in sorted(runs, key=lambda run: written[run])[:-ALWAYS]:
+            if time.time() - written[run] > OLD:
+                shutil.rmtree(run)
 
 
 def _digest(name: str) -> str:

@@ -1,8 +1,6 @@
 """A silo trains: in a round of the federation, or alone."""
 
 import time
-from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -29,10 +27,6 @@ if TYPE_CHECKING:  # it loads torch
     Trained = tuple[TrainingTotals, AdapterState, Remembered | None]
     """Totals, adapter and moments."""
 
-TRAINED: "ContextVar[Mapping[tuple[str, int], Callable[[], Trained]]]" = ContextVar("trained")
-"""Silos of this process that have been trained in a round already, beside others (`together`): by name and round, what
-gives totals, adapter and moments, or raises why there are none."""
-
 
 def train(request: Envelope, silo: SiloConfig) -> Envelope:
     """Train on the silo's rows from the adapter that the server sent; the update is the answer.
@@ -42,6 +36,16 @@ def train(request: Envelope, silo: SiloConfig) -> Envelope:
         AdmissionError: what the server sent is not of the job's names and shapes.
         DivergedError: the loss is not finite.
     """
+    work, start = ready(request, silo)
+    return finished(work, start, *_trained(work, start))
+
+
+def ready(request: Envelope, silo: SiloConfig) -> tuple[Work, Start]:
+    """Return what a silo is to do in a round and what it starts from.
+
+    Raises:
+        InputError, AdmissionError: as `train`.
+    """
     work = prepare(request, silo)
     if not 1 <= work.round <= work.job.training.rounds:
         raise InputError(f"the server asks for round {work.round}; the run has {work.job.training.rounds}")
@@ -49,13 +53,25 @@ def train(request: Envelope, silo: SiloConfig) -> Envelope:
         plan = plan_round(work.job.training, work.corpus.train.lengths, work.job.seed, silo.files.name, work.round)
         chosen = [example for step in plan for examples in step for example in examples]
         require_rows(len(np.unique(work.corpus.train.row_of[chosen])), "a round would train on", silo)
-    start, memory = begin(request, work), memory_of(work)
-    already = TRAINED.get({}).get((silo.files.name, work.round))
-    totals, after, moments = already() if already else _trained(work, start)
-    before = start.received.adapter
+    return work, begin(request, work)
+
+
+def finished(
+    work: Work, start: Start, totals: "TrainingTotals", after: AdapterState, moments: Remembered | None
+) -> Envelope:
+    """Return the update of a silo that has trained, and keep what it must remember.
+
+    Args:
+        work: that was to be done.
+        start: that it began with.
+        totals: of the training.
+        after: the adapter that came of it.
+        moments: that the optimizer has come to; None if they are not kept.
+    """
+    memory, before = memory_of(work), start.received.adapter
     update = {name: after[name] - before[name] for name in start.trainable}
     changed, own = _controls(work, start, LocalResult(start.received.common, update, totals.rates))
-    draw = np.random.Generator(np.random.Philox(derive(work.job.seed, "codec", silo.files.name, work.round)))
+    draw = np.random.Generator(np.random.Philox(derive(work.job.seed, "codec", work.silo.files.name, work.round)))
     leaving = written({**update, **changed}, codecs.find(work.job.codec), draw, start.remembered)
     if memory is not None:
         kept = {MOMENTS + name: value for name, value in (moments or {}).items()} | own

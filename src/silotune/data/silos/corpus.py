@@ -108,16 +108,15 @@ def corpus_of(train: Store, test: Store, chosen: "Chosen", left_out: frozenset[i
 
 
 def require_answers(files: SiloFiles, corpus: Corpus) -> None:
-    """Refuse rows that `training.objective = "sft"` does not learn from.
+    """Refuse rows that supervised training does not learn from.
 
     Raises:
         DataError: they are preference pairs.
     """
     if corpus.train.store.described.pairs:
         raise DataError(
-            f'{printable(files.train[0])}: the rows are preference pairs, and training.objective = "sft" learns from '
-            "one answer a prompt. To learn from the chosen ones: "
-            'data.fields = { prompt = "prompt", response = "chosen" }.'
+            f"{printable(files.train[0])}: the rows are preference pairs, and training learns from one answer per "
+            'prompt. To learn from the chosen ones: data.fields = { prompt = "prompt", response = "chosen" }.'
         )
 
 

@@ -161,12 +161,6 @@ def own_words(example: Example, opening: Sequence[int]) -> int:
     return start + len(opening) if start and opened else start
 
 
-def rendered_texts(tokenizer: Tokenizer, rows: Sequence[Row]) -> list[str]:
-    """The texts that `encode` tokenises for conversations, in order."""
-    template = template_of(tokenizer)
-    return [one.text for row in rows for one in rendered(template, row.turns, row.tools)]
-
-
 # ----------------------------------------------------------------------------------------- conversations
 
 
