@@ -132,8 +132,8 @@ def lose(monkeypatch, silo, round_):
 
     honest = app.answer
 
-    def answer(request, config):
-        reply = honest(request, config)
+    def answer(request, config, answers):
+        reply = honest(request, config, answers)
         if config.files.name == silo and request.kind == "train" and request.fields["round"] == round_:
             raise InputError("the line broke")
         return reply

@@ -2,6 +2,7 @@
 
 import pytest
 from tests.real import helpers
+from tests.real.superlink import Deployment
 
 from silotune.recipe import dump_recipe
 
@@ -23,3 +24,10 @@ def untouched(trained_once):
 @pytest.fixture
 def whole(untouched):
     return helpers.adapter(untouched)
+
+
+@pytest.fixture
+def deployment(tmp_path):
+    made = Deployment(tmp_path / "deployment")
+    yield made
+    made.end()

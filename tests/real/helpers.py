@@ -14,13 +14,14 @@ import psutil
 
 PATIENCE = 900
 """Seconds after which what should happen is taken not to: many, for they are spent where a test fails and nowhere else."""
-SILOTUNE = [sys.executable, "-m", "silotune.cli"]
 
 
-def start(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
+def start(
+    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, python: str = sys.executable
+) -> "subprocess.Popen[str]":
     """Start the command line in a session of its own, with its output kept in pipes."""
     return subprocess.Popen(
-        [*SILOTUNE, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [python, "-m", "silotune.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True, cwd=cwd, env={**os.environ, **(env or {})},
     )  # fmt: skip
 

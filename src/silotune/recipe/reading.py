@@ -22,7 +22,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: with file, key, reason and what to do.
     """
-    recipe = overridden(check_recipe(_parsed(path), str(path)), overrides)
+    recipe = overridden(check_recipe(parsed(path), str(path)), overrides)
     return absolute(recipe, path.resolve().parent)
 
 
@@ -52,7 +52,12 @@ def overridden(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     return check_recipe(document, f"--set {' --set '.join(overrides)}")
 
 
-def _parsed(path: Path) -> dict[str, object]:
+def parsed(path: Path) -> dict[str, object]:
+    """The document in a TOML file.
+
+    Raises:
+        RecipeError: it cannot be read, or is none.
+    """
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:

@@ -23,7 +23,7 @@ from silotune.silo.held import hold
 from silotune.silo.identity import proof, public_key
 from silotune.silo.start import received
 from silotune.silo.train import alone, train
-from silotune.silo.work import memory_of, prepare, require_rows, scored_rows
+from silotune.silo.work import memory_of, prepare, require_losses, scored_rows
 from silotune.wire.envelope import Envelope, Kind, Scalar, failure
 from silotune.wire.profile import Profile
 
@@ -74,8 +74,8 @@ def _join(request: Envelope, silo: SiloConfig) -> Envelope:
     for file, fields in {**test.store.described.unused, **train.store.described.unused}.items():
         logger.warning("%s: fields that are not read: %s", printable(file), ", ".join(map(printable, fields)))
     scored = scored_rows(work)
-    tested = scored >= silo.min_rows
-    if not tested:
+    tested = silo.losses and scored >= silo.min_rows
+    if silo.losses and not tested:
         logger.warning("%d rows are held out, fewer than min-rows = %d: no loss is told", scored, silo.min_rows)
     profile = Profile(
         silo=silo.files.name,
@@ -102,7 +102,7 @@ def _score(request: Envelope, silo: SiloConfig) -> Envelope:
     from silotune.training.evaluation import evaluate
 
     work = prepare(request, silo)
-    require_rows(scored_rows(work), "held out are", silo)
+    require_losses(work)
     lora.put(work.tuner.model, received(request, work).adapter)
     score = evaluate(work.tuner, work.forward_plan, work.corpus.test, lambda: work.progress())
     assert request.vector is not None and request.manifest is not None

@@ -2,6 +2,7 @@
 
     FOLDER/memory.json                         says what the folder is, so that nothing else is ever deleted
     FOLDER/identity.pem                        the silo's key (`silo.identity`)
+    FOLDER/spent.json                          rounds of today, which a policy may bound (`silo.policy`)
     FOLDER/split-SILO.json                     what the silo holds out where it has no test file, whoever asks
     FOLDER/RUN/SILO/job.sha256                 of the job with which the silo joined that run
     FOLDER/RUN/SILO/round-0003.safetensors     what the silo remembered after its part in round 3
@@ -43,7 +44,7 @@ KEEP = 3
 OLD, ALWAYS = 180 * 24 * 3600.0, 8
 """Seconds after which a run that this silo had no part in is forgotten as another one is joined, but for so many runs,
 the latest: a clock may be wrong."""
-MARK, LOCK, KEY = "memory.json", ".lock", "identity.pem"
+MARK, LOCK, KEY, SPENT = "memory.json", ".lock", "identity.pem", "spent.json"
 FORMAT = 1
 SHARES = 0.05, 0.5
 """Within which a job may say, the first time, what share is held out."""
@@ -181,7 +182,7 @@ def writing(root: Path) -> Iterator[None]:
 
 def _own(path: Path) -> bool:
     """Whether something in a memory folder is the memory's, by its name; what was cut short as it was written too."""
-    written = r"(memory\.json|split-[0-9a-f]{16}\.json|identity\.pem)"
+    written = r"(memory\.json|spent\.json|split-[0-9a-f]{16}\.json|identity\.pem)"
     return bool(re.fullmatch(rf"[0-9a-f]{{16}}|\.lock|{written}|\.{written}-[0-9a-f]+", path.name))
 
 

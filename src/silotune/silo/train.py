@@ -16,7 +16,7 @@ from silotune.model.adapter import AdapterState, initial_adapter
 from silotune.silo.memory import Remembered
 from silotune.silo.outbound import written
 from silotune.silo.start import MOMENTS, Received, Start, begin, moments_in
-from silotune.silo.work import Work, memory_of, prepare, require_rows, scored_rows
+from silotune.silo.work import Work, memory_of, prepare, require_losses, require_rows
 from silotune.wire import codecs
 from silotune.wire.envelope import Envelope, Scalar
 from silotune.wire.profile import Alone
@@ -49,10 +49,12 @@ def ready(request: Envelope, silo: SiloConfig) -> tuple[Work, Start]:
     work = prepare(request, silo)
     if not 1 <= work.round <= work.job.training.rounds:
         raise InputError(f"the server asks for round {work.round}; the run has {work.job.training.rounds}")
-    if silo.min_rows:
+    if silo.min_rows or silo.min_steps:
         plan = plan_round(work.job.training, work.corpus.train.lengths, work.job.seed, silo.files.name, work.round)
         chosen = [example for step in plan for examples in step for example in examples]
         require_rows(len(np.unique(work.corpus.train.row_of[chosen])), "a round would train on", silo)
+        if len(plan) < silo.min_steps:
+            raise InputError(f"a round would have {len(plan)} steps, and this silo takes at least {silo.min_steps}")
     return work, begin(request, work)
 
 
@@ -79,7 +81,7 @@ def finished(
         memory.keep(work.round, {**leaving.remembered, **(kept if sound else {})})
     fields: dict[str, Scalar] = {
         "steps": totals.steps,
-        "loss": totals.loss,
+        "loss": totals.loss if work.silo.losses else 0.0,
         "tokens": totals.tokens,
         "loss_tokens": totals.loss_tokens,
         "examples": len(work.corpus.train),
@@ -123,7 +125,7 @@ def alone(request: Envelope, silo: SiloConfig) -> Envelope:
     work, rounds = prepare(request, silo), int(request.fields["rounds"])
     if not 1 <= rounds <= work.job.training.rounds:
         raise InputError(f"the server asks for {rounds} rounds alone; the run has {work.job.training.rounds}")
-    require_rows(scored_rows(work), "held out are", silo)
+    require_losses(work)
     training = work.job.training.model_copy(update={"rounds": rounds, "proximal": 0.0})
     work = replace(work, job=work.job.model_copy(update={"training": training}))
     adapter: AdapterState = initial_adapter(work.tuner.spec, derive(work.job.seed, "adapter"))

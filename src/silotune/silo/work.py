@@ -72,17 +72,25 @@ def prepare(request: Envelope, silo: SiloConfig) -> Work:
     )
 
 
-def _job_in(request: Envelope, silo: SiloConfig) -> Job:
-    """The job of a message; on a machine of the silo's own, the one with which it joined the run and no other."""
-    text = str(request.fields["job"])
+def job_of(request: Envelope) -> Job:
+    """The job of a message.
+
+    Raises:
+        InputError: it cannot be used.
+    """
     try:
-        job = Job.model_validate_json(text)
+        return Job.model_validate_json(str(request.fields["job"]))
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(
             f"the server's job cannot be used ({'.'.join(map(str, first['loc'])) or 'job'}: {first['msg']}): this "
             "machine's silotune may be of another release than the server's"
         ) from None
+
+
+def _job_in(request: Envelope, silo: SiloConfig) -> Job:
+    """The job of a message; on a machine of the silo's own, the one with which it joined the run and no other."""
+    job, text = job_of(request), str(request.fields["job"])
     if silo.own_machine and silo.memory is not None:
         memory = Memory(silo.memory, job.run, silo.files.name)
         (memory.join if request.kind == "join" else memory.require)(text)
@@ -148,3 +156,14 @@ def require_rows(rows: int, what: str, silo: SiloConfig) -> None:
     """Refuse to tell of so few rows that a figure, or an update, would be one of single rows."""
     if rows < silo.min_rows:
         raise InputError(f"{what} {rows} rows, and this silo tells nothing of fewer than {silo.min_rows} (min-rows)")
+
+
+def require_losses(work: Work) -> None:
+    """Refuse to tell a loss over held-out rows where the silo tells none, or they are too few.
+
+    Raises:
+        InputError: saying which.
+    """
+    if not work.silo.losses:
+        raise InputError("this silo tells no losses (losses = false)")
+    require_rows(scored_rows(work), "held out are", work.silo)

@@ -165,7 +165,8 @@ def ask(place: Path, request: Envelope, seconds: float) -> Envelope:
     with socket.socket(socket.AF_UNIX) as peer:
         peer.settimeout(PATIENCE)
         peer.connect(str(place))
-        _send(peer, framing.frame(request))
+        with suppress(BrokenPipeError, ConnectionResetError):  # it may have turned this away before it read all
+            _send(peer, framing.frame(request))
         peer.settimeout(seconds)
         with peer.makefile("rb", buffering=0) as stream:
             return framing.read(stream, "up", MOST_BYTES)

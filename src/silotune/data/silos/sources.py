@@ -253,6 +253,10 @@ class SiloConfig:
     """Torch threads; 0: all cores."""
     min_rows: int = 0
     """It tells no loss of fewer rows than these, and trains on no fewer in a round."""
+    min_steps: int = 0
+    """Optimizer steps that its update has at least."""
+    losses: bool = True
+    """Whether it tells losses."""
     ledger: Path | None = None
     """Where the silo itself notes what leaves it."""
     memory: Path | None = None

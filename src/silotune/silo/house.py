@@ -1,0 +1,181 @@
+"""A silo's folder on a machine of its own: what it is, what it allows, and who may read what.
+
+    FOLDER/silo.toml       what the silo is (`settings.silo.SiloSettings`)
+    FOLDER/policy.toml     what it allows (`settings.silo.Policy`); every key has a default
+    FOLDER/approved.txt    hashes of the jobs that somebody approved
+    FOLDER/memory/         what it remembers, its key too
+    FOLDER/ledger.jsonl    everything that left it, and what was turned away
+
+All of it is the worker's. The carrier has a folder of its own, `carrier/`, and meets the worker in `meet/`, at the
+socket.
+"""
+
+import os
+import pwd
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from silotune.data.silos.sources import SiloConfig
+from silotune.errors import InputError
+from silotune.recipe.checking import checked
+from silotune.recipe.reading import parsed
+from silotune.settings import HUB
+from silotune.settings.silo import Policy, SiloSettings
+from silotune.silo.node import from_node
+from silotune.wire.envelope import Scalar
+
+SETTINGS, POLICY, APPROVED = "silo.toml", "policy.toml", "approved.txt"
+MEET, CARRIER, SOCKET = "meet", "carrier", "worker"
+"""Folders below the silo's: where the socket of that name lies, and what the carrier writes."""
+KEYS = "docs/silo.md lists every key"
+
+
+@dataclass(frozen=True)
+class User:
+    """A user of this machine."""
+
+    name: str
+    number: int
+    group: int
+
+
+@dataclass(frozen=True)
+class House:
+    """A silo's folder, read and checked."""
+
+    folder: Path
+    silo: SiloSettings
+    policy: Policy
+
+    @property
+    def socket(self) -> Path:
+        """Where worker and carrier meet."""
+        return self.folder / MEET / SOCKET
+
+    @property
+    def carrier_folder(self) -> Path:
+        """What the carrier writes."""
+        return self.folder / CARRIER
+
+    @property
+    def private(self) -> Sequence[Path]:
+        """What the carrier must not be able to read."""
+        own = [self.folder / name for name in (SETTINGS, POLICY, APPROVED)]
+        files = self.config().files
+        text = [Path(source) for source in (self.silo.data, *files.train, *files.test) if not source.startswith(HUB)]
+        places = [*text, Path(self.silo.memory), Path(self.silo.ledger), *own]
+        return [place for place in places if place.exists()]
+
+    def config(self) -> SiloConfig:
+        """What the worker holds.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        silo = self.silo
+        given: dict[str, Scalar] = {
+            "data": silo.data, "silo": silo.name, "memory": silo.memory, "ledger": silo.ledger, "device": silo.device,
+            "dtype": silo.dtype, "text-rows": silo.text_rows, "drop-leaks": silo.drop_leaks,
+            "min-rows": self.policy.min_rows,
+        }  # fmt: skip
+        for key, value in (("base", silo.base), ("holdout", silo.holdout), ("threads", silo.threads)):
+            if value is not None:
+                given[key] = value
+        if silo.fields:
+            given["fields"] = ",".join(f"{meaning}={name}" for meaning, name in silo.fields.items())
+        found = from_node(given)
+        return replace(found, min_steps=self.policy.min_steps, losses=self.policy.losses)
+
+    def users(self) -> tuple[User, User]:
+        """The users of worker and carrier.
+
+        Raises:
+            InputError: one of them is not on this machine, or they are one and the policy asks for two.
+        """
+        own = User(pwd.getpwuid(os.geteuid()).pw_name, os.geteuid(), os.getegid())
+        house = self.silo.house
+        worker, carrier = (user(name) if name else own for name in (house.worker, house.carrier))
+        if worker.number == carrier.number and self.policy.isolation == "users":
+            raise InputError(
+                f"{self.folder / POLICY}: isolation = \"users\", but worker and carrier are both {worker.name!r} here: "
+                "whatever a server sends to the carrier could read this silo's text. Name two users in [house] of "
+                f"{SETTINGS} and start as root, or say isolation = \"none\" in the policy."
+            )  # fmt: skip
+        if 0 in (worker.number, carrier.number) and self.policy.isolation == "users":
+            raise InputError(f"{self.folder / SETTINGS}: neither worker nor carrier may be root.")
+        return worker, carrier
+
+
+def require_startable(house: House) -> None:
+    """Refuse to start parts as users that this process cannot become.
+
+    Raises:
+        InputError: saying what to do.
+    """
+    own, numbers = os.geteuid(), {one.number for one in house.users()}
+    if own != 0 and numbers != {own}:
+        raise InputError(f"{house.folder / SETTINGS}: only root can start parts as the users of [house].")
+
+
+def open_house(folder: Path) -> House:
+    """Read a silo's folder.
+
+    Raises:
+        InputError: it is none, or a file in it holds what cannot be used.
+    """
+    place = folder.resolve()
+    if not (place / SETTINGS).exists():
+        raise InputError(f"{folder}: not a silo's folder, for it holds no {SETTINGS}.")
+    silo = checked(SiloSettings, parsed(place / SETTINGS), str(place / SETTINGS), KEYS)
+    given = parsed(place / POLICY) if (place / POLICY).exists() else {}
+    policy = checked(Policy, given, str(place / POLICY), KEYS)
+    return House(place, _absolute(silo, place), policy)
+
+
+def _absolute(silo: SiloSettings, folder: Path) -> SiloSettings:
+    """Paths counted from the silo's folder."""
+
+    def whole(path: str) -> str:
+        return path if path.startswith(HUB) else str(folder / Path(path).expanduser())
+
+    changed: dict[str, object] = {key: whole(getattr(silo, key)) for key in ("data", "memory", "ledger")}
+    if silo.base is not None and (folder / silo.base).exists():
+        changed["base"] = whole(silo.base)
+    link = silo.superlink
+    certificates, key = (whole(path) if path is not None else None for path in (link.certificates, link.key))
+    changed["superlink"] = link.model_copy(update={"certificates": certificates, "key": key})
+    return silo.model_copy(update=changed)
+
+
+def user(name: str) -> User:
+    """A user of this machine by name.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        found = pwd.getpwnam(name)
+    except KeyError:
+        raise InputError(f"there is no user {name!r} on this machine: useradd --system {name}") from None
+    return User(found.pw_name, found.pw_uid, found.pw_gid)
+
+
+def can_read(who: User, places: Sequence[Path]) -> list[Path]:
+    """Those of some files and folders that a user can read, tried as that user.
+
+    Raises:
+        InputError: that cannot be tried here.
+    """
+    found = []
+    for place in places:
+        try:
+            done = subprocess.run(
+                ["test", "-r", str(place)], user=who.number, group=who.group, extra_groups=[], check=False
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise InputError(f"what user {who.name} can read cannot be tried here ({error}).") from None
+        if done.returncode == 0:
+            found.append(place)
+    return found

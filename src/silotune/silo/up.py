@@ -1,0 +1,179 @@
+"""Worker and carrier, started as their users, watched, and started again when they end.
+
+As root, each part runs under its own user with no capability and no way to gain one; the worker has a network of its
+own without any way out. Otherwise both run as whoever starts them, if the policy says `isolation = "none"`.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from silotune.errors import InputError
+from silotune.silo.house import MEET, POLICY, SETTINGS, House, User, can_read, require_startable
+
+Tell = Callable[[str], None]
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds until a part that has ended is started again: at first, and at most."""
+SOUND = 60.0
+"""Seconds after which a part is taken to run well."""
+LAST_WORDS = 20.0
+"""Seconds that a part has to end when it is asked to."""
+
+
+@dataclass
+class Part:
+    """A process that is kept running."""
+
+    name: str
+    command: list[str]
+    environment: Mapping[str, str]
+    process: "subprocess.Popen[bytes] | None" = None
+    began: float = 0.0
+    pause: float = FIRST_PAUSE
+    again: float = field(default=0.0)
+    """When to start it, on the monotonic clock."""
+
+    def look(self, tell: Tell) -> None:
+        """Start it if it is time, and take note of its end."""
+        now = time.monotonic()
+        if self.process is None:
+            if now >= self.again:
+                self.began = now
+                self.process = subprocess.Popen(self.command, env=self.environment, start_new_session=True)
+            return
+        code = self.process.poll()
+        if code is None:
+            return
+        self.end()
+        self.pause = FIRST_PAUSE if now - self.began > SOUND else min(2 * self.pause, LONGEST_PAUSE)
+        self.process, self.again = None, now + self.pause
+        tell(f"the {self.name} has ended (code {code}), and is started again in {self.pause:g} s")
+
+    def end(self) -> None:
+        """End it, and all that it started."""
+        if self.process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(LAST_WORDS)
+        with suppress(ProcessLookupError):  # what it started may have stayed
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def up(house: House, stop: threading.Event, tell: Tell) -> None:
+    """Keep worker and carrier of a silo running until `stop` is set.
+
+    Raises:
+        InputError: they cannot be kept apart as the policy asks, or something that they need cannot be read.
+    """
+    worker, carrier = house.users()
+    require_startable(house)
+    apart = worker.number != carrier.number
+    prepare(house, worker, carrier)
+    if apart:
+        require_apart(house, carrier)
+    else:
+        tell(
+            'isolation = "none": whatever runs as this user, an app that a server sends too, can read this silo\'s text'
+        )
+    fetch = [*_as(worker, network=True), *_program("worker", house.folder, "--fetch")]
+    done = subprocess.run(fetch, env=_environment(worker, house.folder), check=False)
+    if done.returncode:
+        raise InputError("the worker cannot start: see above.")
+    parts = [
+        Part("worker", [*_as(worker, network=False), *_program("worker", house.folder)],
+             _environment(worker, house.folder)),
+        Part("carrier", [*_as(carrier, network=True), *_program("carrier", house.carrier_folder, *_carried(house))],
+             _environment(carrier, house.carrier_folder)),
+    ]  # fmt: skip
+    tell(f"worker as {worker.name}, carrier as {carrier.name}, on the way to {house.silo.superlink.address}")
+    try:
+        while not stop.wait(0.2):
+            for part in parts:
+                part.look(tell)
+    finally:
+        for part in reversed(parts):
+            part.end()
+
+
+def prepare(house: House, worker: User, carrier: User) -> None:
+    """Make the folders where the two meet and work, and give each its own.
+
+    Raises:
+        InputError: that is not possible here.
+    """
+    meet, own = house.folder / MEET, house.carrier_folder
+    root = os.geteuid() == 0
+    try:
+        for folder, mode in ((meet, 0o750), (own, 0o700)):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(mode)
+        if root:
+            for place in (house.folder, house.folder / SETTINGS, house.folder / POLICY):
+                if place.exists():
+                    os.chown(place, worker.number, worker.group)
+                    place.chmod(0o711 if place == house.folder else 0o600)
+            os.chown(meet, worker.number, carrier.group)
+            os.chown(own, carrier.number, carrier.group)
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be set up ({error.strerror}).") from None
+
+
+def require_apart(house: House, carrier: User) -> None:
+    """Refuse to start where the carrier's user can read what is the worker's, or cannot read what it needs.
+
+    Raises:
+        InputError: naming the file and what to do.
+    """
+    if open_to := can_read(carrier, house.private):
+        raise InputError(
+            f"{open_to[0]}: the carrier's user, {carrier.name}, can read this, and so could whatever a server sends. "
+            "Give it to the worker's user alone (chown, chmod 700)."
+        )
+    link = house.silo.superlink
+    for needed in (link.certificates, link.key):
+        if needed is not None and not can_read(carrier, [Path(needed)]):
+            raise InputError(f"{needed}: the carrier's user, {carrier.name}, cannot read this, and needs it.")
+
+
+def _as(user: User, network: bool) -> list[str]:
+    """What comes before a command that is to run as a user; nothing where this process is that user."""
+    if user.number == os.geteuid():
+        return []
+    for tool in ("setpriv", "unshare"):
+        if shutil.which(tool) is None:
+            raise InputError(f"{tool} is not on this machine: two users need it, and it comes with util-linux.")
+    alone = [] if network else ["unshare", "--net", "--"]
+    return [*alone, "setpriv", f"--reuid={user.number}", f"--regid={user.group}", "--clear-groups", "--no-new-privs",
+            "--inh-caps=-all", "--bounding-set=-all", "--pdeathsig=TERM", "--"]  # fmt: skip
+
+
+def _program(part: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", "silotune.cli", "silo", part, *map(str, arguments)]
+
+
+def _carried(house: House) -> list[str]:
+    """What the carrier is told: nothing that is the worker's."""
+    link = house.silo.superlink
+    told = ["--socket", str(house.socket), "--superlink", link.address, "--port", str(house.silo.house.port)]
+    for option, value in (("--certificates", link.certificates), ("--key", link.key)):
+        if value is not None:
+            told += [option, value]
+    return told
+
+
+def _environment(user: User, home: Path) -> dict[str, str]:
+    """Of a part: what this process has, with a home that its user may write to."""
+    changed = {} if user.number == os.geteuid() else {"HOME": str(home), "USER": user.name, "LOGNAME": user.name}
+    return {**os.environ, **changed}
