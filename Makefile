@@ -50,8 +50,9 @@ bench: setup     ## speed of the local loop and of the federation against plain 
 site: setup      ## the documentation as a site in site/, warnings are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-docs: setup      ## the recipe reference in docs/, from the settings
+docs: setup      ## the references in docs/, from the settings
 	@$(BIN)/python -m silotune.reference > docs/recipe.md
+	@$(BIN)/python -m silotune.reference silo > docs/silo.md
 
 clean:           ## remove the environment and what tools left behind
 	rm -rf $(VENV) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

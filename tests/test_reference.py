@@ -9,8 +9,9 @@ from pydantic import BaseModel
 import silotune
 import silotune.errors
 from silotune.recipe import check_recipe
-from silotune.reference import commented_recipe, reference
+from silotune.reference import commented_recipe, reference, silo_reference
 from silotune.settings import DataSettings, PoolSettings, Recipe, SiloSource
+from silotune.settings.silo import HouseSettings, Policy, SiloSettings, SuperLinkSettings
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = [Recipe, PoolSettings, SiloSource, DataSettings,
@@ -19,6 +20,7 @@ SECTIONS = [Recipe, PoolSettings, SiloSource, DataSettings,
 
 def test_the_reference_in_the_docs_is_that_of_the_settings():
     assert (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8") == reference(), "run: make docs"
+    assert (ROOT / "docs" / "silo.md").read_text(encoding="utf-8") == silo_reference(), "run: make docs"
 
 
 def test_every_key_is_described():
@@ -29,6 +31,14 @@ def test_every_key_is_described():
                 assert f"## `[{key}]`" in text
             elif key not in ("silos", "pool") or section is not DataSettings:
                 assert field.description, key
+                assert re.search(rf"^\| `{key}` \| .+ \| .+ \| .+ \|$", text, re.M), key
+
+
+def test_every_key_of_a_silo_is_described():
+    text = silo_reference()
+    for section in (SiloSettings, Policy, SuperLinkSettings, HouseSettings):
+        for key, field in section.model_fields.items():
+            if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
                 assert re.search(rf"^\| `{key}` \| .+ \| .+ \| .+ \|$", text, re.M), key
 
 

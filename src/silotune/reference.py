@@ -1,5 +1,6 @@
 """The settings in words, made from the settings themselves: the reference in the docs, and a commented recipe."""
 
+import sys
 import textwrap
 from collections.abc import Mapping
 from typing import get_args
@@ -9,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaValue
 
 from silotune.settings import Recipe
+from silotune.settings.silo import Policy, SiloSettings
 
 WIDTH = 100
 
@@ -21,7 +23,25 @@ def reference() -> str:
         "A recipe is a TOML file. Keys that are not listed are refused, and so are values out of bounds. Relative\n"
         "paths are counted from the recipe's folder and must not lead out of it; absolute ones are taken as they are.",
     ]
-    sections: list[tuple[str, type[BaseModel]]] = [("", Recipe), *_sections(Recipe)]
+    return "\n\n".join([*parts, *tables(Recipe, "Top level")]) + "\n"
+
+
+def silo_reference() -> str:
+    """All keys of a silo's two files as Markdown."""
+    parts = [
+        "# Silo reference",
+        "Every key of `silo.toml` and `policy.toml`, the two files in a silo's folder on its own machine\n"
+        "([The silo's own house](deployment.md#the-silos-own-house)). Keys that are not listed are refused, and so are\n"
+        "values out of bounds. Made from `src/silotune/settings` by `make docs`; do not edit it here.",
+        *tables(SiloSettings, "`silo.toml`: what a silo is"), *tables(Policy, "`policy.toml`: what it allows"),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def tables(root: type[BaseModel], top: str) -> list[str]:
+    """A table of keys for each section of some settings, with its title; `top` is that of the keys in no section."""
+    parts: list[str] = []
+    sections: list[tuple[str, type[BaseModel]]] = [("", root), *_sections(root)]
     for name, section in sections:
         schema = section.model_json_schema()
         rows = [
@@ -31,9 +51,9 @@ def reference() -> str:
               if not _is_section(section, key)),
         ]  # fmt: skip
         if len(rows) > 2:
-            title = f"## `{name}`" if name else "## Top level"
+            title = f"## `{name}`" if name else f"## {top}"
             parts += [title, *([_one_line(section.__doc__ or "")] if name else []), "\n".join(rows)]
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def commented_recipe(chosen: Mapping[str, object], header: str) -> str:
@@ -139,4 +159,4 @@ def _takes(described: JsonSchemaValue) -> str:
 
 
 if __name__ == "__main__":
-    print(reference(), end="")  # noqa: T201 - that is what it is for
+    print((silo_reference if sys.argv[1:] == ["silo"] else reference)(), end="")  # noqa: T201 - that is what it is for

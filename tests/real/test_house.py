@@ -137,10 +137,18 @@ except OSError:
 from silotune.silo.worker import ask
 from silotune.wire.envelope import Envelope
 job = Path(sys.argv[0]).with_name("job.json").read_text()
-for changes in ({"rounds": 999999}, {"steps": 1, "batch": 1}):
+def other(**changes):
     changed = json.loads(job)
     changed["training"] |= changes
-    got.append(ask(Path(place), Envelope("down", "join", {"job": json.dumps(changed)}), 600).failure or "ANSWERED")
+    return json.dumps(changed)
+train = {"round": 1, "held": "0" * 64, "counted": 0}
+for asked in (
+    Envelope("down", "join", {"job": other(rounds=999999)}),
+    Envelope("down", "join", {"job": job}),
+    Envelope("down", "train", {"job": other(steps=1, batch=1), **train}),
+    Envelope("down", "train", {"job": job, **train, "round": 7}),
+):
+    got.append(ask(Path(place), asked, 600).failure or "ANSWERED")
 with socket.socket(socket.AF_UNIX) as peer:
     peer.connect(place)
     peer.sendall(b"GET /etc/passwd HTTP/1.1\\r\\n\\r\\n")
@@ -226,6 +234,8 @@ def test_in_a_house_of_two_users_neither_a_foreign_app_nor_the_carriers_user_get
     worker, carrier, python = users
     data = private_text(ground, worker)
     base = shutil.copytree(tiny_base, ground / "base")
+    for path in base.iterdir():
+        path.chmod(0o644)
     shutil.copy(deployment.folder / "ca.pem", ground / "ca.pem")
     deployment.superlink()
     named = f'worker = "{worker.name}"\ncarrier = "{carrier.name}"\n'
@@ -236,7 +246,9 @@ def test_in_a_house_of_two_users_neither_a_foreign_app_nor_the_carriers_user_get
         helpers.until(lambda: (house / "meet" / "worker").exists(), process, 120)
         said = deployment.flwr("run", foreign_app(ground, data), "test", "--stream")
         assert "GOT" in said and CANARY not in said and "the message is not of schema" in said, said + deployment.logs()
-        recipe = make_recipe(data={"silos": ["silos/ash"]}, federation={"silos": 1, "minimum": 1, "threads": 1})
+        recipe = make_recipe(
+            data={"silos": ["silos/ash"]}, federation={"silos": 1, "minimum": 1, "threads": 1, "join_timeout": 120.0}
+        )
         path = tmp_path / "recipe.toml"
         path.write_text(dump_recipe(recipe), encoding="utf-8")
         (running,) = (one for one in helpers.family(process) if " silo worker " in " ".join(one.cmdline()))
@@ -257,8 +269,11 @@ def test_in_a_house_of_two_users_neither_a_foreign_app_nor_the_carriers_user_get
             env={"PYTHONPATH": PACKAGES, "PATH": os.environ["PATH"]},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr + (house / "ledger.jsonl").read_text()
-        refused, loaded = json.loads(done.stdout)
-        assert "rounds_per_run = 9" in refused and "ANSWERED" not in loaded, done.stdout
+        rounds, joined, other, beyond = json.loads(done.stdout)  # and nothing of any file or process
+        assert "rounds_per_run = 9" in rounds and joined == "ANSWERED", (
+            "what the policy allows is answered: with counts"
+        )
+        assert "another job than the one with which this silo joined" in other and "asks for round 7" in beyond
         lines = [json.loads(line) for line in (house / "ledger.jsonl").read_text().splitlines()]
         assert any("rounds_per_run" in str(line["fields"].get("failure")) for line in lines)
         assert any("header has" in str(line["fields"].get("inadmissible")) for line in lines)

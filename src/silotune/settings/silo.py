@@ -58,7 +58,9 @@ class SiloSettings(Section):
     holdout: Holdout | None = None
     """Share to hold out where there is no test file; else drawn once, and the same for every job."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it computes; `auto` takes CUDA where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "nf4"] = "auto"
+    """Number format of the frozen weights, as a recipe's `model.dtype`."""
     threads: Positive | None = None
     """Torch threads; else all cores."""
     superlink: SuperLinkSettings

@@ -68,6 +68,13 @@ class House:
         places = [*text, Path(self.silo.memory), Path(self.silo.ledger), *own]
         return [place for place in places if place.exists()]
 
+    @property
+    def needed(self) -> Sequence[Path]:
+        """What the worker must be able to read."""
+        base = Path(self.silo.base) if self.silo.base else None
+        weights = [base, *base.iterdir()] if base and base.is_dir() else [base] if base and base.exists() else []
+        return [*self.private, *weights]
+
     def config(self) -> SiloConfig:
         """What the worker holds.
 

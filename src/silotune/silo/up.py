@@ -82,7 +82,7 @@ def up(house: House, stop: threading.Event, tell: Tell) -> None:
     apart = worker.number != carrier.number
     prepare(house, worker, carrier)
     if apart:
-        require_apart(house, carrier)
+        require_apart(house, worker, carrier)
     else:
         tell(
             'isolation = "none": whatever runs as this user, an app that a server sends too, can read this silo\'s text'
@@ -130,8 +130,8 @@ def prepare(house: House, worker: User, carrier: User) -> None:
         raise InputError(f"{error.filename}: cannot be set up ({error.strerror}).") from None
 
 
-def require_apart(house: House, carrier: User) -> None:
-    """Refuse to start where the carrier's user can read what is the worker's, or cannot read what it needs.
+def require_apart(house: House, worker: User, carrier: User) -> None:
+    """Refuse to start where the carrier's user can read what is the worker's, or one of them cannot read what it needs.
 
     Raises:
         InputError: naming the file and what to do.
@@ -142,9 +142,10 @@ def require_apart(house: House, carrier: User) -> None:
             "Give it to the worker's user alone (chown, chmod 700)."
         )
     link = house.silo.superlink
-    for needed in (link.certificates, link.key):
-        if needed is not None and not can_read(carrier, [Path(needed)]):
-            raise InputError(f"{needed}: the carrier's user, {carrier.name}, cannot read this, and needs it.")
+    of_the_carrier = [Path(place) for place in (link.certificates, link.key) if place is not None]
+    for part, who, needed in (("worker", worker, house.needed), ("carrier", carrier, of_the_carrier)):
+        if closed := set(needed) - set(can_read(who, needed)):
+            raise InputError(f"{min(closed)}: the {part}'s user, {who.name}, cannot read this, and needs it.")
 
 
 def _as(user: User, network: bool) -> list[str]:
