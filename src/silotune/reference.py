@@ -31,8 +31,8 @@ def silo_reference() -> str:
     parts = [
         "# Silo reference",
         "Every key of `silo.toml` and `policy.toml`, the two files in a silo's folder on its own machine\n"
-        "([The silo's own house](deployment.md#the-silos-own-house)). Keys that are not listed are refused, and so are\n"
-        "values out of bounds. Made from `src/silotune/settings` by `make docs`; do not edit it here.",
+        "([The silo's own house](deployment.md#the-silos-own-house)). Keys that are not listed are refused, and so\n"
+        "are values out of bounds. Made from `src/silotune/settings` by `make docs`; do not edit it here.",
         *tables(SiloSettings, "`silo.toml`: what a silo is"), *tables(Policy, "`policy.toml`: what it allows"),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"

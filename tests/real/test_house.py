@@ -243,11 +243,11 @@ def test_in_a_house_of_two_users_neither_a_foreign_app_nor_the_carriers_user_get
     environment = {"OMP_NUM_THREADS": "1", "SILOTUNE_HOME": str(house / "cache"), "PYTHONPATH": PACKAGES}
     process = helpers.start("silo", "up", house, env=environment, python=python)
     try:
-        helpers.until(lambda: (house / "meet" / "worker").exists(), process, 120)
+        helpers.until(lambda: (house / "meet" / "worker").exists(), process)
         said = deployment.flwr("run", foreign_app(ground, data), "test", "--stream")
         assert "GOT" in said and CANARY not in said and "the message is not of schema" in said, said + deployment.logs()
         recipe = make_recipe(
-            data={"silos": ["silos/ash"]}, federation={"silos": 1, "minimum": 1, "threads": 1, "join_timeout": 120.0}
+            data={"silos": ["silos/ash"]}, federation={"silos": 1, "minimum": 1, "threads": 1}
         )
         path = tmp_path / "recipe.toml"
         path.write_text(dump_recipe(recipe), encoding="utf-8")
