@@ -246,9 +246,7 @@ def test_in_a_house_of_two_users_neither_a_foreign_app_nor_the_carriers_user_get
         helpers.until(lambda: (house / "meet" / "worker").exists(), process)
         said = deployment.flwr("run", foreign_app(ground, data), "test", "--stream")
         assert "GOT" in said and CANARY not in said and "the message is not of schema" in said, said + deployment.logs()
-        recipe = make_recipe(
-            data={"silos": ["silos/ash"]}, federation={"silos": 1, "minimum": 1, "threads": 1}
-        )
+        recipe = make_recipe(data={"silos": ["silos/ash"]}, federation={"silos": 1, "minimum": 1, "threads": 1})
         path = tmp_path / "recipe.toml"
         path.write_text(dump_recipe(recipe), encoding="utf-8")
         (running,) = (one for one in helpers.family(process) if " silo worker " in " ".join(one.cmdline()))
