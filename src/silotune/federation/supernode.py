@@ -57,7 +57,7 @@ def carry(
         (folder / "flower").mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}).") from None
-    command = [sys.executable, "-c", PROGRAM, "--superlink", superlink, "--isolation", "process",
+    command = [sys.executable, "-P", "-c", PROGRAM, "--superlink", superlink, "--isolation", "process",
                "--superexec-auth-secret-file", str(file), "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
     command += ["--root-certificates", str(certificates)] if certificates is not None else []
     command += ["--auth-supernode-private-key", str(key)] if key is not None else []

@@ -7,6 +7,7 @@ own without any way out. Otherwise both run as whoever starts them, if the polic
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -25,6 +26,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds until a part that has ended is started again: at first, and at most."""
 SOUND = 60.0
 """Seconds after which a part is taken to run well."""
+PASSED = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ", "SILOTUNE_HOME", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS",
+          "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy",
+          "SSL_CERT_FILE", "SSL_CERT_DIR")  # fmt: skip
+"""Names of the environment that parts under other users are given."""
 LAST_WORDS = 20.0
 """Seconds that a part has to end when it is asked to."""
 
@@ -35,6 +40,8 @@ class Part:
 
     name: str
     command: list[str]
+    folder: Path
+    """Where it works: one that is its user's own, for Python looks for modules there."""
     environment: Mapping[str, str]
     process: "subprocess.Popen[bytes] | None" = None
     began: float = 0.0
@@ -48,7 +55,9 @@ class Part:
         if self.process is None:
             if now >= self.again:
                 self.began = now
-                self.process = subprocess.Popen(self.command, env=self.environment, start_new_session=True)
+                self.process = subprocess.Popen(
+                    self.command, cwd=self.folder, env=self.environment, start_new_session=True
+                )
             return
         code = self.process.poll()
         if code is None:
@@ -88,14 +97,14 @@ def up(house: House, stop: threading.Event, tell: Tell) -> None:
             'isolation = "none": whatever runs as this user, an app that a server sends too, can read this silo\'s text'
         )
     fetch = [*_as(worker, network=True), *_program("worker", house.folder, "--fetch")]
-    done = subprocess.run(fetch, env=_environment(worker, house.folder), check=False)
+    done = subprocess.run(fetch, cwd=house.folder, env=_environment(worker, house.folder), check=False)
     if done.returncode:
         raise InputError("the worker cannot start: see above.")
     parts = [
         Part("worker", [*_as(worker, network=False), *_program("worker", house.folder)],
-             _environment(worker, house.folder)),
+             house.folder, _environment(worker, house.folder)),
         Part("carrier", [*_as(carrier, network=True), *_program("carrier", house.carrier_folder, *_carried(house))],
-             _environment(carrier, house.carrier_folder)),
+             house.carrier_folder, _environment(carrier, house.carrier_folder)),
     ]  # fmt: skip
     tell(f"worker as {worker.name}, carrier as {carrier.name}, on the way to {house.silo.superlink.address}")
     try:
@@ -116,18 +125,28 @@ def prepare(house: House, worker: User, carrier: User) -> None:
     meet, own = house.folder / MEET, house.carrier_folder
     root = os.geteuid() == 0
     try:
-        for folder, mode in ((meet, 0o750), (own, 0o700)):
-            folder.mkdir(exist_ok=True)
-            folder.chmod(mode)
+        for folder in (meet, own):
+            folder.mkdir(mode=0o700, exist_ok=True)
         if root:
             for place in (house.folder, house.folder / SETTINGS, house.folder / POLICY):
                 if place.exists():
-                    os.chown(place, worker.number, worker.group)
-                    place.chmod(0o711 if place == house.folder else 0o600)
-            os.chown(meet, worker.number, carrier.group)
-            os.chown(own, carrier.number, carrier.group)
+                    _give(place, worker.number, worker.group, 0o711 if place == house.folder else 0o600)
+            _give(meet, worker.number, carrier.group, 0o750)
+            _give(own, carrier.number, carrier.group, 0o700)
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be set up ({error.strerror}).") from None
+
+
+def _give(place: Path, user: int, group: int, mode: int) -> None:
+    """Give a file or folder to a user, and never what a link leads to: its folder may be another user's."""
+    descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(descriptor).st_nlink > 1 and not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise InputError(f"{place}: has another name elsewhere (a hard link). Put a file of its own there.")
+        os.fchown(descriptor, user, group)
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
 
 
 def require_apart(house: House, worker: User, carrier: User) -> None:
@@ -161,7 +180,8 @@ def _as(user: User, network: bool) -> list[str]:
 
 
 def _program(part: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-m", "silotune.cli", "silo", part, *map(str, arguments)]
+    # -P: no module is looked for in the folder where it starts.
+    return [sys.executable, "-P", "-m", "silotune.cli", "silo", part, *map(str, arguments)]
 
 
 def _carried(house: House) -> list[str]:
@@ -175,6 +195,8 @@ def _carried(house: House) -> list[str]:
 
 
 def _environment(user: User, home: Path) -> dict[str, str]:
-    """Of a part: what this process has, with a home that its user may write to."""
-    changed = {} if user.number == os.geteuid() else {"HOME": str(home), "USER": user.name, "LOGNAME": user.name}
-    return {**os.environ, **changed}
+    """The environment of a part; another user has its own home, and little of root's, which may hold secrets."""
+    if user.number == os.geteuid():
+        return dict(os.environ)
+    passed = {name: os.environ[name] for name in PASSED if name in os.environ}
+    return {**passed, "HOME": str(home), "USER": user.name, "LOGNAME": user.name}
