@@ -1,12 +1,15 @@
 """The ledger: a line a message, with what it was when serialised."""
 
 import json
+import os
 
+import pytest
 from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from tests.federation.helpers import client_app, run
 
 from silotune.data.silos.sources import SiloConfig, find_silos
+from silotune.privacy import ledger
 from silotune.privacy.ledger import Entry, append
 
 
@@ -94,3 +97,11 @@ def test_a_silo_keeps_a_ledger_of_its_own(make_recipe, tmp_path):
     assert (
         line["direction"] == "up" and line["silo"] == "ash" and line["fields"] == dict(reply.content["silotune.fields"])
     )
+
+
+def test_a_line_that_was_not_written_whole_is_an_error(tmp_path, monkeypatch):
+    """Else an answer would leave that stands in no ledger."""
+    write = os.write
+    monkeypatch.setattr(ledger.os, "write", lambda number, data: write(number, data[:3]))
+    with pytest.raises(OSError, match="No space left"):
+        ledger.append_line(tmp_path / "ledger.jsonl", "{}{}{}")

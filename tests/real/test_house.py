@@ -249,6 +249,11 @@ def test_in_a_house_of_two_users_neither_a_foreign_app_nor_the_carriers_user_get
         recipe = make_recipe(data={"silos": ["silos/ash"]}, federation={"silos": 1, "minimum": 1, "threads": 1})
         path = tmp_path / "recipe.toml"
         path.write_text(dump_recipe(recipe), encoding="utf-8")
+        out = tmp_path / "run"
+        said = deployment.flwr("run", APP, "test", "--stream", "--run-config", f'recipe="{path}" out="{out}"')
+        assert (out / "adapter").exists(), said + deployment.logs()
+        assert CANARY not in said
+        assert all(path.exists() for path in (house / "memory" / "memory.json", house / "ledger.jsonl"))
         (running,) = (one for one in helpers.family(process) if " silo worker " in " ".join(one.cmdline()))
         assert running.uids().effective == worker.number
         (ground / "job.json").write_text(_job(recipe, "1" * 16).model_dump_json())
@@ -275,10 +280,6 @@ def test_in_a_house_of_two_users_neither_a_foreign_app_nor_the_carriers_user_get
         lines = [json.loads(line) for line in (house / "ledger.jsonl").read_text().splitlines()]
         assert any("rounds_per_run" in str(line["fields"].get("failure")) for line in lines)
         assert any("header has" in str(line["fields"].get("inadmissible")) for line in lines)
-        out = tmp_path / "run"
-        said = deployment.flwr("run", APP, "test", "--stream", "--run-config", f'recipe="{path}" out="{out}"')
-        assert (out / "adapter").exists(), said + deployment.logs()
-        assert CANARY not in said
     finally:
         family = helpers.family(process) if process.poll() is None else []
         process.send_signal(signal.SIGTERM)

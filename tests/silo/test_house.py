@@ -6,7 +6,7 @@ import pytest
 
 from silotune.errors import InputError
 from silotune.silo import house
-from silotune.silo.house import can_read, open_house, user
+from silotune.silo.house import can, open_house, user
 from silotune.silo.up import up
 
 LEAST = 'name = "clinic"\ndata = "text"\n[superlink]\naddress = "fed.example.org:8000"\n'
@@ -101,8 +101,8 @@ def test_it_does_not_start_where_the_carriers_user_can_read_the_text(folder, tmp
     nobody, text = user("nobody"), folder / "text" / "train.jsonl"
     text.parent.chmod(0o755)
     text.chmod(0o644)
-    if can_read(nobody, [text]):  # else pytest's own folder keeps others out
+    if can(nobody, "read", [text]):  # else pytest's own folder keeps others out
         with pytest.raises(InputError, match="the carrier's user, nobody, can read this"):
             up(open_house(folder), None, print)
     text.chmod(0o600)
-    assert can_read(nobody, [text]) == []
+    assert can(nobody, "read", [text]) == []

@@ -10,7 +10,7 @@ from silotune.errors import InputError
 from silotune.federation.server import _job
 from silotune.settings.silo import Policy
 from silotune.silo import policy
-from silotune.silo.memory import MARK, SPENT, forget
+from silotune.silo.memory import MARK, SPENT, Memory, forget
 from silotune.wire.envelope import Envelope, failure
 
 DEFAULT = Policy()
@@ -58,6 +58,22 @@ def test_what_a_policy_does_not_allow_is_refused_by_its_line(job, silo, tmp_path
     assert reply.failure.startswith("this silo's policy says")
 
 
+def test_a_base_that_a_policy_does_not_name_is_refused():
+    policy.require_base(DEFAULT, "a" * 32)
+    policy.require_base(Policy(bases=["a" * 32]), "a" * 32)
+    with pytest.raises(InputError, match=r"bases = .*, and the base here is aaaa"):
+        policy.require_base(Policy(bases=["b" * 32]), "a" * 32)
+
+
+def test_an_approval_is_the_workers_to_read(tmp_path):
+    policy.approve(tmp_path, "a" * 64)
+    status = (tmp_path / "approved.txt").stat()
+    assert (status.st_mode & 0o777, status.st_uid) == (0o600, tmp_path.stat().st_uid)
+    (tmp_path / "approved.txt").write_bytes(b"\xff")
+    with pytest.raises(InputError, match="cannot be read by the worker"):
+        policy.require_approved("{}", tmp_path)
+
+
 def test_a_job_waits_for_somebody_to_approve_it(job, silo, tmp_path, monkeypatch):
     monkeypatch.setattr(policy, "answer", lambda request, _: failure(request.kind, "answered"))
     request, strict = asked(job()), Policy(approve=True)
@@ -78,6 +94,11 @@ def test_rounds_of_a_day_are_counted_over_all_runs_and_begin_anew(job, silo, tmp
     few = Policy(rounds_per_day=3)
     alone = Envelope("down", "alone", {"job": job().model_dump_json(), "rounds": 2})
     train = asked(job(), "train", round=1, held="0" * 64, counted=0)
+    refused = policy.answered(train, silo, few, tmp_path).failure
+    assert "does not remember that it joined" in refused and not (silo.memory / SPENT).exists(), "that costs no round"
+    Memory(silo.memory, "1" * 16, "ash").join(str(train.fields["job"]))
+    beyond = asked(job(), "train", round=3, held="0" * 64, counted=0)
+    assert "asks for round 3; the run has 2" in policy.answered(beyond, silo, few, tmp_path).failure
     said = [policy.answered(one, silo, few, tmp_path).failure for one in (train, alone, train)]
     assert said[:2] == ["answered"] * 2 and "rounds_per_day = 3, and 3 were trained today" in said[2]
     assert policy.answered(asked(job()), silo, few, tmp_path).failure == "answered", "to join is no round"
@@ -86,7 +107,7 @@ def test_rounds_of_a_day_are_counted_over_all_runs_and_begin_anew(job, silo, tmp
     assert policy.answered(train, silo, few, tmp_path).failure == "answered"
     spent.write_text("{")
     assert "cannot be read" in policy.answered(train, silo, few, tmp_path).failure
-    assert forget(silo.memory) == 0 and not (silo.memory / MARK).exists()
+    assert forget(silo.memory) == 1 and not (silo.memory / MARK).exists()
 
 
 def test_a_silo_that_tells_no_losses_announces_none_and_scores_none(make_recipe, silos, tmp_path, tiny_base):

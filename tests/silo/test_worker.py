@@ -11,7 +11,7 @@ from silotune.data.silos.sources import SiloConfig, SiloFiles
 from silotune.errors import AdmissionError, InputError
 from silotune.silo import worker
 from silotune.wire import framing
-from silotune.wire.envelope import Envelope, failure
+from silotune.wire.envelope import SCHEMA, Envelope, failure
 
 JOIN = Envelope("down", "join", {"job": "{}"})
 
@@ -60,6 +60,16 @@ def test_another_user_is_turned_away_and_noted(house, tmp_path):
         worker.ask(place, JOIN, 10)
     (line,) = ledger(tmp_path)
     assert f"user {os.geteuid()} of this machine may not ask" in line["fields"]["inadmissible"]
+
+
+def test_an_envelope_that_only_claims_to_be_large_takes_no_memory(house, tmp_path):
+    place = house()
+    text = json.dumps({"schema": SCHEMA, "direction": "down", "kind": "train", "fields": {}, "manifest": "{}",
+                       "dtype": "<f4", "bytes": 4 << 30}).encode()  # fmt: skip
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(str(place))
+        peer.sendall(framing.LENGTH.pack(len(text)) + text)
+    assert worker.ask(place, JOIN, 10).failure == "I heard {}"
 
 
 @pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\2{}", b"\0", b""])

@@ -61,15 +61,18 @@ def worker(
     """Run a silo's worker alone, as whatever starts it as its user does: `silo up`, or a unit of systemd."""
     from functools import partial
 
-    from silotune.model.base import locate
+    from silotune.model.base import load_tokenizer, locate
     from silotune.model.embedded import NAME
+    from silotune.model.stored import describe
     from silotune.silo import policy
     from silotune.silo.house import open_house
+    from silotune.silo.policy import require_base
     from silotune.silo.worker import serve
 
     house = open_house(folder)
     config = house.config()
-    locate(config.base or NAME)
+    place = locate(config.base or NAME)
+    require_base(house.policy, describe(place, load_tokenizer(place)).fingerprint)
     if fetch:
         return
     _, carrier = house.users()

@@ -11,6 +11,7 @@ What is used of Flower here is internal to it, and used nowhere else. Its versio
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
@@ -43,6 +45,8 @@ ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 PAUSE = 0.2
 """Seconds between two looks for a task."""
 KINDS: dict[str, Kind] = {name: kind for kind, name in TYPES.items()}
+RESTART = 90.0
+"""Seconds that a worker which is away is waited for: it may be starting."""
 NO_WORKER = "this silo's worker does not answer: whoever runs the silo must start it"
 
 
@@ -65,7 +69,7 @@ class Carrier:
         while not stop.wait(PAUSE):
             try:
                 found = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
-            except httpx.HTTPError as error:
+            except (Exception, RunNotRunningException) as error:
                 if not away:
                     logger.warning("the SuperNode does not answer (%s): waiting for it", type(error).__name__)
                 away = True
@@ -74,7 +78,7 @@ class Carrier:
             if found.HasField("task") and found.token:
                 try:
                     self._carry(found.token)
-                except Exception as error:  # the next message must find a carrier
+                except (Exception, RunNotRunningException) as error:  # the next message must find a carrier
                     logger.warning("a message could not be carried: %s", type(error).__name__)
         client.close()
 
@@ -115,7 +119,14 @@ def answered(message: Message, place: Path) -> Message:
 
 def _asked(message: Message, kind: Kind, place: Path) -> Envelope:
     try:
-        return worker.ask(place, envelope(message, "down", kind, worker.MOST_BYTES), message.metadata.ttl)
+        request, until = envelope(message, "down", kind, worker.MOST_BYTES), time.monotonic() + RESTART
+        while True:
+            try:
+                return worker.ask(place, request, message.metadata.ttl)
+            except (FileNotFoundError, ConnectionRefusedError):
+                if time.monotonic() > until:
+                    raise
+                time.sleep(1.0)
     except AdmissionError as error:
         return failure(kind, str(error))
     except OSError:

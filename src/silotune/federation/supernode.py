@@ -63,18 +63,22 @@ def carry(
     command += ["--auth-supernode-private-key", str(key)] if key is not None else []
     carrier = threading.Thread(target=Carrier(f"127.0.0.1:{port}", secret, socket).run, args=(stop,), daemon=True)
     carrier.start()
-    _keep_running(command, os.environ | {"FLWR_HOME": str(folder / "flower")}, stop)
+    _keep_running(command, os.environ | {"FLWR_HOME": str(folder / "flower")}, stop, carrier)
+    if not stop.is_set():
+        raise RuntimeError("the carrier has ended")  # whoever started this process starts it again
     carrier.join(5)
 
 
-def _keep_running(command: list[str], environment: dict[str, str], stop: threading.Event) -> None:
-    """Keep a SuperNode running: it ends where the server is away for long, or does not take it yet."""
+def _keep_running(
+    command: list[str], environment: dict[str, str], stop: threading.Event, carrier: threading.Thread
+) -> None:
+    """Keep a SuperNode running while there is a carrier: it ends where the server is away, or does not take it yet."""
     pause = FIRST_PAUSE
-    while not stop.is_set():
+    while not stop.is_set() and carrier.is_alive():
         began = time.monotonic()
         process = subprocess.Popen(command, env=environment)
         try:
-            while process.poll() is None and not stop.wait(0.2):
+            while process.poll() is None and carrier.is_alive() and not stop.wait(0.2):
                 pass
         finally:
             if process.poll() is None:

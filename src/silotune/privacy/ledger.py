@@ -5,6 +5,7 @@ deadline is entered as late, if Flower still has it when the server next looks (
 run ends). One that came later still left its silo and is not in the server's ledger; it is in the silo's own.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +87,9 @@ def append_line(path: Path, line: str) -> None:
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.write(descriptor, ("\n" * torn + line + "\n").encode("utf-8", "backslashreplace"))
+        written = ("\n" * torn + line + "\n").encode("utf-8", "backslashreplace")
+        if os.write(descriptor, written) < len(written):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)
 

@@ -44,7 +44,7 @@ class SiloSettings(Section):
     data: Path
     """Its folder with `train.*` and, if there is one, `test.*`; or its NAME.train.* file."""
     base: Path | None = None
-    """The base model here: a folder, a GGUF file or a hub id; not needed for the embedded one."""
+    """The base model here: a folder or a GGUF file; not needed for the embedded one."""
     memory: Path = "memory"
     """The folder of what it remembers."""
     ledger: Path = "ledger.jsonl"

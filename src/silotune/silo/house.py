@@ -16,9 +16,11 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from silotune.data.silos.sources import SiloConfig
 from silotune.errors import InputError
+from silotune.model.embedded import NAME
 from silotune.recipe.checking import checked
 from silotune.recipe.reading import parsed
 from silotune.settings import HUB
@@ -137,8 +139,13 @@ def open_house(folder: Path) -> House:
         raise InputError(f"{folder}: not a silo's folder, for it holds no {SETTINGS}.")
     silo = checked(SiloSettings, parsed(place / SETTINGS), str(place / SETTINGS), KEYS)
     given = parsed(place / POLICY) if (place / POLICY).exists() else {}
-    policy = checked(Policy, given, str(place / POLICY), KEYS)
-    return House(place, _absolute(silo, place), policy)
+    policy, whole = checked(Policy, given, str(place / POLICY), KEYS), _absolute(silo, place)
+    if whole.base is not None and whole.base != NAME and not Path(whole.base).exists():
+        raise InputError(
+            f"{place / SETTINGS}: base: {whole.base}: there is no such folder or GGUF file. Fetch the model first: the "
+            "worker has no network."
+        )
+    return House(place, whole, policy)
 
 
 def _absolute(silo: SiloSettings, folder: Path) -> SiloSettings:
@@ -169,8 +176,8 @@ def user(name: str) -> User:
     return User(found.pw_name, found.pw_uid, found.pw_gid)
 
 
-def can_read(who: User, places: Sequence[Path]) -> list[Path]:
-    """Those of some files and folders that a user can read, tried as that user.
+def can(who: User, how: Literal["read", "write"], places: Sequence[Path]) -> list[Path]:
+    """Those of some files and folders that a user can read, or write, tried as that user.
 
     Raises:
         InputError: that cannot be tried here.
@@ -179,10 +186,10 @@ def can_read(who: User, places: Sequence[Path]) -> list[Path]:
     for place in places:
         try:
             done = subprocess.run(
-                ["test", "-r", str(place)], user=who.number, group=who.group, extra_groups=[], check=False
+                ["test", f"-{how[0]}", str(place)], user=who.number, group=who.group, extra_groups=[], check=False
             )
         except (OSError, subprocess.SubprocessError) as error:
-            raise InputError(f"what user {who.name} can read cannot be tried here ({error}).") from None
+            raise InputError(f"what user {who.name} can {how} cannot be tried here ({error}).") from None
         if done.returncode == 0:
             found.append(place)
     return found

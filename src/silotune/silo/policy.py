@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from silotune.settings import Job
 from silotune.settings.silo import Policy
 from silotune.silo.answer import answer, guarded
 from silotune.silo.house import APPROVED
-from silotune.silo.memory import SPENT, writing
+from silotune.silo.memory import SPENT, Memory, writing
 from silotune.silo.work import job_of
 from silotune.wire.envelope import Envelope
 
@@ -28,12 +29,17 @@ def answered(request: Envelope, silo: SiloConfig, policy: Policy, folder: Path) 
     """
 
     def work() -> Envelope:
-        require(job_of(request), policy)
+        job, text = job_of(request), str(request.fields["job"])
+        require(job, policy)
         if policy.approve:
-            require_approved(str(request.fields["job"]), folder)
+            require_approved(text, folder)
         if request.kind in ("train", "alone"):
             assert silo.memory is not None
-            spend(silo.memory, int(request.fields.get("rounds", 1)), policy)
+            Memory(silo.memory, job.run, silo.files.name).require(text)
+            asked = int(request.fields.get("round", request.fields.get("rounds", 0)))
+            if not 1 <= asked <= job.training.rounds:
+                raise InputError(f"the server asks for round {asked}; the run has {job.training.rounds}")
+            spend(silo.memory, asked if request.kind == "alone" else 1, policy)
         return answer(request, silo)
 
     return guarded(request.kind, work, silo)
@@ -60,6 +66,16 @@ def require(job: Job, policy: Policy) -> None:
         raise InputError(_refused(f"rounds_per_run = {policy.rounds_per_run}", f"the job has {job.training.rounds}"))
 
 
+def require_base(policy: Policy, fingerprint: str) -> None:
+    """Refuse to start with a base that the policy does not name.
+
+    Raises:
+        InputError: with its fingerprint.
+    """
+    if policy.bases is not None and fingerprint not in policy.bases:
+        raise InputError(_refused(f"bases = {json.dumps(policy.bases)}", f"the base here is {fingerprint}"))
+
+
 def hash_of(job: str) -> str:
     """The hash by which somebody approves a job, and a silo pins it."""
     return hashlib.sha256(job.encode()).hexdigest()
@@ -73,8 +89,10 @@ def require_approved(job: str, folder: Path) -> None:
     """
     try:
         approved = (folder / APPROVED).read_text(encoding="ascii").split()
-    except (OSError, UnicodeDecodeError):
+    except FileNotFoundError:
         approved = []
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{folder / APPROVED}: cannot be read by the worker.") from None
     if hash_of(job) not in approved:
         raise InputError(_refused("approve = true", f"nobody here has approved the job {hash_of(job)}"))
 
@@ -87,11 +105,14 @@ def approve(folder: Path, job_hash: str) -> None:
     """
     if len(job_hash) != 64 or set(job_hash) - set("0123456789abcdef"):
         raise InputError(f"{job_hash[:80]}: a job's hash has 64 hexadecimal digits; the refusal of a job tells it.")
-    place = folder / APPROVED
+    place, owner = folder / APPROVED, folder.stat()
     try:
         known = place.read_text(encoding="ascii") if place.exists() else ""
         if job_hash not in known.split():
             atomic.write_text(place, known + job_hash + "\n")
+        place.chmod(0o600)
+        if os.geteuid() == 0:  # it is the worker that reads it
+            os.chown(place, owner.st_uid, owner.st_gid, follow_symlinks=False)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{place}: cannot be written ({error}).") from None
 

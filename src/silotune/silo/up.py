@@ -12,13 +12,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from silotune.errors import InputError
-from silotune.silo.house import MEET, POLICY, SETTINGS, House, User, can_read, require_startable
+from silotune.silo.house import MEET, POLICY, SETTINGS, House, User, can, require_startable
 
 Tell = Callable[[str], None]
 
@@ -56,8 +57,10 @@ class Part:
             if now >= self.again:
                 self.began = now
                 self.process = subprocess.Popen(
-                    self.command, cwd=self.folder, env=self.environment, start_new_session=True
-                )
+                    self.command, cwd=self.folder, env=self.environment, start_new_session=True, umask=0o077,
+                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                )  # fmt: skip
+                threading.Thread(target=_shown, args=(self.process,), daemon=True).start()
             return
         code = self.process.poll()
         if code is None:
@@ -80,6 +83,15 @@ class Part:
         self.process.wait()
 
 
+def _shown(process: "subprocess.Popen[bytes]") -> None:
+    """Copy what a part says: this process's own streams may be a terminal, and are not for other users to have."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(line.decode("utf-8", "replace"))
+            sys.stderr.flush()
+
+
 def up(house: House, stop: threading.Event, tell: Tell) -> None:
     """Keep worker and carrier of a silo running until `stop` is set.
 
@@ -97,9 +109,12 @@ def up(house: House, stop: threading.Event, tell: Tell) -> None:
             'isolation = "none": whatever runs as this user, an app that a server sends too, can read this silo\'s text'
         )
     fetch = [*_as(worker, network=True), *_program("worker", house.folder, "--fetch")]
-    done = subprocess.run(fetch, cwd=house.folder, env=_environment(worker, house.folder), check=False)
+    done = subprocess.run(
+        fetch, cwd=house.folder, env=_environment(worker, house.folder), check=False, umask=0o077, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
     if done.returncode:
-        raise InputError("the worker cannot start: see above.")
+        raise InputError(f"the worker cannot start: {done.stdout.strip()[-2000:]}")
     parts = [
         Part("worker", [*_as(worker, network=False), *_program("worker", house.folder)],
              house.folder, _environment(worker, house.folder)),
@@ -155,15 +170,20 @@ def require_apart(house: House, worker: User, carrier: User) -> None:
     Raises:
         InputError: naming the file and what to do.
     """
-    if open_to := can_read(carrier, house.private):
-        raise InputError(
-            f"{open_to[0]}: the carrier's user, {carrier.name}, can read this, and so could whatever a server sends. "
-            "Give it to the worker's user alone (chown, chmod 700)."
-        )
+    around = sorted({place.parent for place in house.needed} - {house.folder})
+    kept: tuple[tuple[Literal["read", "write"], Sequence[Path]], ...] = (
+        ("read", house.private), ("write", [*house.needed, *around]),
+    )  # fmt: skip
+    for how, places in kept:
+        if open_to := can(carrier, how, places):
+            raise InputError(
+                f"{open_to[0]}: the carrier's user, {carrier.name}, can {how} this, and so could whatever a server "
+                "sends. Give it to the worker's user alone (chown, chmod 700)."
+            )
     link = house.silo.superlink
     of_the_carrier = [Path(place) for place in (link.certificates, link.key) if place is not None]
     for part, who, needed in (("worker", worker, house.needed), ("carrier", carrier, of_the_carrier)):
-        if closed := set(needed) - set(can_read(who, needed)):
+        if closed := set(needed) - set(can(who, "read", needed)):
             raise InputError(f"{min(closed)}: the {part}'s user, {who.name}, cannot read this, and needs it.")
 
 

@@ -9,7 +9,6 @@ that was no envelope, or came from a user who may not ask.
 """
 
 import logging
-import os
 import socket
 import struct
 import threading
@@ -23,7 +22,7 @@ from silotune.privacy import ledger
 from silotune.privacy.ledger import Entry
 from silotune.silo.answer import answer, guarded
 from silotune.wire import framing
-from silotune.wire.envelope import Envelope, Kind, failure
+from silotune.wire.envelope import Envelope, Kind, failure, shown
 from silotune.wire.framing import Frame
 
 logger = logging.getLogger(__name__)
@@ -87,6 +86,9 @@ def _serve_one(peer: socket.socket, silo: SiloConfig, users: Set[int], answered:
         with suppress(OSError):
             _send(peer, framing.frame(failure(OUTSIDER, str(error))))
         return
+    except MemoryError:
+        _note_refusal(silo, "an envelope is larger than this machine's memory", 0)
+        return
     except OSError as error:
         _note_refusal(silo, f"nothing came whole ({error.strerror or 'it took too long'})", 0)
         return
@@ -110,6 +112,7 @@ def _entry(reply: Envelope, silo: SiloConfig, round_: int, written: Frame) -> En
 
 def _note_refusal(silo: SiloConfig, reason: str, round_: int) -> None:
     """Enter what was turned away; where that is impossible it is in the log."""
+    reason = shown(reason)
     logger.warning("turned away: %s", reason)
     if silo.ledger is not None:
         with suppress(OSError):
@@ -163,15 +166,9 @@ def ask(place: Path, request: Envelope, seconds: float) -> Envelope:
         OSError: no worker answers there.
     """
     with socket.socket(socket.AF_UNIX) as peer:
-        peer.settimeout(PATIENCE)
+        peer.settimeout(seconds)  # others may be answered first
         peer.connect(str(place))
         with suppress(BrokenPipeError, ConnectionResetError):  # it may have turned this away before it read all
             _send(peer, framing.frame(request))
-        peer.settimeout(seconds)
         with peer.makefile("rb", buffering=0) as stream:
             return framing.read(stream, "up", MOST_BYTES)
-
-
-def own_user() -> int:
-    """The number of the user of this process."""
-    return os.geteuid()

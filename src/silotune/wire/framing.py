@@ -22,6 +22,8 @@ from silotune.wire.manifest import MAX_MANIFEST_BYTES, Manifest
 
 MAX_HEADER = 2 * MAX_MANIFEST_BYTES
 """Bytes: a manifest's text is quoted in the header, and the longest field has 65,536 characters."""
+PIECE = 1 << 20
+"""Bytes that are read at a time: what is only claimed takes no memory."""
 LENGTH = struct.Struct(">I")
 
 
@@ -115,11 +117,10 @@ def _exactly(source: Source, size: int) -> bytearray:
     Raises:
         AdmissionError: the stream ends before.
     """
-    found = bytearray(size)
-    view, filled = memoryview(found), 0
-    while filled < size:
-        count = source.readinto(view[filled:])
+    found, piece = bytearray(), memoryview(bytearray(min(size, PIECE)))
+    while len(found) < size:
+        count = source.readinto(piece[: size - len(found)])
         if not count:
             raise AdmissionError("the stream ended within an envelope")
-        filled += count
+        found += piece[:count]
     return found
