@@ -1,7 +1,10 @@
 """The public names, and what importing them costs."""
 
+import ast
+import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import silotune
 import silotune.errors
@@ -24,6 +27,21 @@ def test_every_error_is_public():
     for name, value in vars(silotune.errors).items():
         if isinstance(value, type) and issubclass(value, silotune.SilotuneError):
             assert name in PUBLIC, name
+
+
+def test_what_benchmarks_use_is_there():
+    """They are run by hand, and seldom."""
+    root = Path(__file__).parents[1]
+    files = [path for path in (root / "benchmarks").rglob("*.py") if path.name != "__init__.py"]
+    assert len(files) > 5
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("silotune"):
+                module = importlib.import_module(str(node.module))
+                for alias in node.names:
+                    assert hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}"), (
+                        f"{path}: {node.module}.{alias.name}"
+                    )
 
 
 def test_importing_silotune_loads_no_torch():

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from silotune.data.read.reading import Reading, read_rows
+from silotune.data.tokenize.chat_template import template_of
 from silotune.data.tokenize.store import open_store
-from silotune.data.tokenize.tokens import encode, rendered_texts
+from silotune.data.tokenize.template_layout import rendered
+from silotune.data.tokenize.tokens import encode
 from silotune.model.base import load_tokenizer, locate
 
 
@@ -44,7 +46,7 @@ def main(count: int) -> None:
         os.environ["SILOTUNE_HOME"] = folder
         path = write_rows(Path(folder), count)
         rows = [row for _, row in read_rows([path], Reading())]
-        texts = rendered_texts(tokenizer, rows)
+        texts = [one.text for row in rows for one in rendered(template_of(tokenizer), row.turns, row.tools)]
         backend = tokenizer.backend_tokenizer
         library, encoded = timed(lambda: backend.encode_batch_fast(texts, add_special_tokens=False))
         tokens = sum(len(one.ids) for one in encoded)
