@@ -53,8 +53,8 @@ def started():
     for process in processes:
         family = helpers.family(process) if process.poll() is None else []
         process.send_signal(signal.SIGTERM)
-        helpers.ended(process, 60)
-        for left in helpers.gone(family, 5):
+        helpers.ended(process)
+        for left in helpers.gone(family, 30):
             left.kill()
 
 
@@ -283,6 +283,6 @@ def test_in_a_house_of_two_users_neither_a_foreign_app_nor_the_carriers_user_get
     finally:
         family = helpers.family(process) if process.poll() is None else []
         process.send_signal(signal.SIGTERM)
-        print(helpers.ended(process, 60)[1])
-        for left in helpers.gone(family, 5):
+        print(helpers.ended(process)[1])
+        for left in helpers.gone(family, 30):
             left.kill()
