@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import silotune
 import silotune.errors
 
@@ -49,6 +51,7 @@ def test_importing_silotune_loads_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_client_app_loads_no_torch():
-    code = "import silotune.federation.app, sys; assert 'torch' not in sys.modules"
+@pytest.mark.parametrize("module", ["app", "carrier", "supernode"])
+def test_what_flower_starts_on_a_members_machine_loads_no_torch(module):
+    code = f"import silotune.federation.{module}, sys; assert not {{'torch', 'transformers'}} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,7 @@ from silotune.errors import InputError
 from silotune.federation.server import _job
 from silotune.settings.silo import Policy
 from silotune.silo import policy
-from silotune.silo.memory import MARK, SPENT, Memory, forget
+from silotune.silo.memory import MARK, SPENT, Memory, forget, hash_of
 from silotune.wire.envelope import Envelope, failure
 
 DEFAULT = Policy()
@@ -78,7 +78,7 @@ def test_a_job_waits_for_somebody_to_approve_it(job, silo, tmp_path, monkeypatch
     monkeypatch.setattr(policy, "answer", lambda request, _: failure(request.kind, "answered"))
     request, strict = asked(job()), Policy(approve=True)
     told = policy.answered(request, silo, strict, tmp_path).failure
-    number = policy.hash_of(str(request.fields["job"]))
+    number = hash_of(str(request.fields["job"]))
     assert told == f"this silo's policy says approve = true, and nobody here has approved the job {number}"
     for wrong in ("", "x" * 64, number[:-1]):
         with pytest.raises(InputError, match="a job's hash has 64"):

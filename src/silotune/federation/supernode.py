@@ -90,6 +90,7 @@ def _keep_running(
                 process.wait()
         if stop.is_set():
             return
-        pause = FIRST_PAUSE if time.monotonic() - began > SOUND else min(2 * pause, LONGEST_PAUSE)
+        pause = FIRST_PAUSE if time.monotonic() - began > SOUND else pause
         logger.warning("the SuperNode has ended (code %s), and is started again in %g s", process.returncode, pause)
         stop.wait(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)

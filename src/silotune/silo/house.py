@@ -23,7 +23,6 @@ from silotune.errors import InputError
 from silotune.model.embedded import NAME
 from silotune.recipe.checking import checked
 from silotune.recipe.reading import parsed
-from silotune.settings import HUB
 from silotune.settings.silo import Policy, SiloSettings
 from silotune.silo.node import from_node
 from silotune.wire.envelope import Scalar
@@ -66,7 +65,7 @@ class House:
         """What the carrier must not be able to read."""
         own = [self.folder / name for name in (SETTINGS, POLICY, APPROVED)]
         files = self.config().files
-        text = [Path(source) for source in (self.silo.data, *files.train, *files.test) if not source.startswith(HUB)]
+        text = map(Path, (self.silo.data, *files.train, *files.test))
         places = [*text, Path(self.silo.memory), Path(self.silo.ledger), *own]
         return [place for place in places if place.exists()]
 
@@ -152,7 +151,7 @@ def _absolute(silo: SiloSettings, folder: Path) -> SiloSettings:
     """Paths counted from the silo's folder."""
 
     def whole(path: str) -> str:
-        return path if path.startswith(HUB) else str(folder / Path(path).expanduser())
+        return str(folder / Path(path).expanduser())
 
     changed: dict[str, object] = {key: whole(getattr(silo, key)) for key in ("data", "memory", "ledger")}
     if silo.base is not None and (folder / silo.base).exists():

@@ -50,6 +50,11 @@ SHARES = 0.05, 0.5
 """Within which a job may say, the first time, what share is held out."""
 
 
+def hash_of(job: str) -> str:
+    """The hash by which a silo pins a job, and by which somebody approves it."""
+    return hashlib.sha256(job.encode()).hexdigest()
+
+
 def default_root() -> Path:
     """Where a silo on its own machine remembers if nobody says: below `SILOTUNE_HOME`, else with the user's data."""
     return (cache.home() if os.environ.get("SILOTUNE_HOME") else platformdirs.user_data_path("silotune")) / "memory"
@@ -128,7 +133,7 @@ class Memory:
                 return
             _forget_old_runs(self.root)
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            atomic.write_text(self._pin, hashlib.sha256(job.encode()).hexdigest() + "\n")
+            atomic.write_text(self._pin, hash_of(job) + "\n")
 
     def require(self, job: str) -> None:
         """Refuse any job but the one with which this silo joined the run.
@@ -142,7 +147,7 @@ class Memory:
             raise InputError(
                 "this silo does not remember that it joined this run: restart its SuperNode, so that it joins again"
             ) from None
-        if joined != hashlib.sha256(job.encode()).hexdigest():
+        if joined != hash_of(job):
             raise InputError("the server asks for another job than the one with which this silo joined this run")
         with suppress(OSError):  # that the silo takes part is what keeps the run from being forgotten
             os.utime(self._pin)

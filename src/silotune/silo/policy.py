@@ -1,6 +1,5 @@
 """What a silo's policy allows, looked up in its worker before anything is loaded for a job."""
 
-import hashlib
 import json
 import os
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from silotune.settings import Job
 from silotune.settings.silo import Policy
 from silotune.silo.answer import answer, guarded
 from silotune.silo.house import APPROVED
-from silotune.silo.memory import SPENT, Memory, writing
+from silotune.silo.memory import SPENT, Memory, hash_of, writing
 from silotune.silo.work import job_of
 from silotune.wire.envelope import Envelope
 
@@ -74,11 +73,6 @@ def require_base(policy: Policy, fingerprint: str) -> None:
     """
     if policy.bases is not None and fingerprint not in policy.bases:
         raise InputError(_refused(f"bases = {json.dumps(policy.bases)}", f"the base here is {fingerprint}"))
-
-
-def hash_of(job: str) -> str:
-    """The hash by which somebody approves a job, and a silo pins it."""
-    return hashlib.sha256(job.encode()).hexdigest()
 
 
 def require_approved(job: str, folder: Path) -> None:

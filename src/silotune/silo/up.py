@@ -42,11 +42,12 @@ class Part:
     name: str
     command: list[str]
     folder: Path
-    """Where it works: one that is its user's own, for Python looks for modules there."""
+    """Where it works: its user's own."""
     environment: Mapping[str, str]
     process: "subprocess.Popen[bytes] | None" = None
     began: float = 0.0
     pause: float = FIRST_PAUSE
+    """Until it is started again, should it end soon."""
     again: float = field(default=0.0)
     """When to start it, on the monotonic clock."""
 
@@ -66,9 +67,9 @@ class Part:
         if code is None:
             return
         self.end()
-        self.pause = FIRST_PAUSE if now - self.began > SOUND else min(2 * self.pause, LONGEST_PAUSE)
-        self.process, self.again = None, now + self.pause
-        tell(f"the {self.name} has ended (code {code}), and is started again in {self.pause:g} s")
+        pause = FIRST_PAUSE if now - self.began > SOUND else self.pause
+        self.process, self.again, self.pause = None, now + pause, min(2 * pause, LONGEST_PAUSE)
+        tell(f"the {self.name} has ended (code {code}), and is started again in {pause:g} s")
 
     def end(self) -> None:
         """End it, and all that it started."""

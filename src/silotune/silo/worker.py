@@ -76,21 +76,21 @@ def _serve_one(peer: socket.socket, silo: SiloConfig, users: Set[int], answered:
     """Answer what one peer asks; whatever it does, the next one is heard."""
     user = _user_of(peer)
     if user not in users:
-        _note_refusal(silo, f"user {user} of this machine may not ask this silo's worker", 0)
+        _note_refusal(silo, f"user {user} of this machine may not ask this silo's worker")
         return
     try:
         with peer.makefile("rb", buffering=0) as stream:
             request = framing.read(stream, "down", MOST_BYTES)
     except AdmissionError as error:
-        _note_refusal(silo, str(error), 0)
+        _note_refusal(silo, str(error))
         with suppress(OSError):
             _send(peer, framing.frame(failure(OUTSIDER, str(error))))
         return
     except MemoryError:
-        _note_refusal(silo, "an envelope is larger than this machine's memory", 0)
+        _note_refusal(silo, "an envelope is larger than this machine's memory")
         return
     except OSError as error:
-        _note_refusal(silo, f"nothing came whole ({error.strerror or 'it took too long'})", 0)
+        _note_refusal(silo, f"nothing came whole ({error.strerror or 'it took too long'})")
         return
     round_ = int(request.fields.get("round", 0))
     reply = guarded(request.kind, lambda: answered(request, silo), silo)
@@ -110,13 +110,13 @@ def _entry(reply: Envelope, silo: SiloConfig, round_: int, written: Frame) -> En
     return Entry("up", silo.files.name, reply.kind, round_, tensors, dtype, reply.fields, written.bytes, written.sha256)
 
 
-def _note_refusal(silo: SiloConfig, reason: str, round_: int) -> None:
+def _note_refusal(silo: SiloConfig, reason: str) -> None:
     """Enter what was turned away; where that is impossible it is in the log."""
     reason = shown(reason)
     logger.warning("turned away: %s", reason)
     if silo.ledger is not None:
         with suppress(OSError):
-            ledger.append(silo.ledger, Entry("down", silo.files.name, OUTSIDER, round_, (), None,
+            ledger.append(silo.ledger, Entry("down", silo.files.name, OUTSIDER, 0, (), None,
                                              {"inadmissible": reason}, 0, ""))  # fmt: skip
 
 

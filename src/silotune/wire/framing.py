@@ -43,12 +43,12 @@ class Frame:
 
     @property
     def bytes(self) -> int:
-        """Its length."""
+        """Its length in bytes."""
         return len(self.head) + self.array.nbytes
 
     @property
     def sha256(self) -> str:
-        """Of all its bytes, hexadecimal."""
+        """SHA-256 of all its bytes, hexadecimal."""
         digest = hashlib.sha256(self.head)
         digest.update(self.array)
         return digest.hexdigest()
