@@ -36,6 +36,10 @@ def make_house(folder, name, data, base, deployment, policy="", house="", ca=Non
     return folder
 
 
+def part_of(process, part):
+    return [child for child in helpers.family(process) if f" silo {part} " in " ".join(child.cmdline())]
+
+
 def cmdlines(process):
     return [" ".join(child.cmdline()) for child in psutil.Process(process.pid).children(recursive=True)]
 
@@ -74,11 +78,18 @@ def test_two_silos_in_their_houses_give_the_bits_of_inline(
     policy = 'isolation = "none"\nmin_rows = 1\n'
     up = [started(make_house(tmp_path / f"house-{name}", name, silos / name, tiny_base, deployment, policy))
           for name in ("ash", "birch")]  # fmt: skip
+    for process, name, part in zip(up, ("ash", "birch"), ("worker", "carrier"), strict=True):  # each is started again
+        socket = tmp_path / f"house-{name}" / "meet" / "worker"
+        helpers.until(socket.exists, process)
+        helpers.until(lambda: part_of(process, part), process)  # noqa: B023 - it is called in this turn
+        part_of(process, part)[0].kill()
     said = deployment.flwr("run", APP, "test", "--stream", "--run-config", f'recipe="{path}" out="{tmp_path}/deployed"')
     assert (tmp_path / "deployed" / "adapter").exists(), said + deployment.logs()
     assert helpers.adapter(tmp_path / "inline") == helpers.adapter(tmp_path / "deployed")
     for process in up:
-        assert not [line for line in cmdlines(process) if "flwr-clientapp" in line]
+        lines = cmdlines(process)
+        assert not [line for line in lines if "flwr-clientapp" in line]
+        assert sum("flower_supernode()" in line for line in lines) == 1, "that of a carrier that was killed has gone"
     for name in ("ash", "birch"):  # each silo's own ledger agrees with the server's about what left it
         own = (tmp_path / f"house-{name}" / "ledger.jsonl").read_text().count('"direction": "up"')
         assert own == helpers.ledger_lines(tmp_path / "deployed", silo=name, direction="up") > 0
