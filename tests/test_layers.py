@@ -12,8 +12,8 @@ import silotune
 
 ROOT = Path(silotune.__file__).parent
 LAYERS = {
-    "errors": 0, "streams": 0, "settings": 0, "recipe": 0, "reference": 0, "cache": 0, "atomic": 0, "named": 0, "data": 1, "model": 1, "training": 2, "wire": 2, "privacy": 2, "algorithms": 2, "aggregation": 2,
-    "silo": 3, "federation": 3, "compare": 4, "inference": 4, "report": 5, "demo": 5, "launch": 6, "api": 6, "commands": 6, "flower": 6, "cli": 6, "__init__": 6, "": 6,
+    "errors": 0, "streams": 0, "settings": 0, "recipe": 0, "reference": 0, "cache": 0, "atomic": 0, "named": 0, "supervision": 0, "data": 1, "model": 1, "training": 2, "wire": 2, "privacy": 2, "algorithms": 2, "aggregation": 2,
+    "silo": 3, "federation": 3, "compare": 4, "inference": 4, "consortium": 4, "report": 5, "demo": 5, "launch": 6, "api": 6, "commands": 6, "cli": 6, "__init__": 6, "": 6,
 }  # fmt: skip
 INSIDE_A_LAYER = {
     ("privacy", "wire"),
@@ -24,13 +24,12 @@ INSIDE_A_LAYER = {
     ("reference", "settings"),
     ("cli", "commands"),
     ("api", "launch"),
-    ("flower", "launch"),
     ("model", "data"),
     ("federation", "silo"),
     ("compare", "inference"),
 }
 """Rooms of one layer that may know each other, one way."""
-ONLY = {"flwr": {"federation", "flower"}, "ray": {"federation"}, "peft": {"model"}, "typer": {"cli", "commands"}}
+ONLY = {"flwr": {"federation"}, "ray": {"federation"}, "peft": {"model"}, "typer": {"cli", "commands"}}
 
 
 def imports(path: Path) -> list[str]:
@@ -52,7 +51,7 @@ def room(path: Path) -> str:
 
 
 def modules() -> list[Path]:
-    return [path for path in ROOT.rglob("*.py") if "flower_app" not in path.parts]
+    return list(ROOT.rglob("*.py"))
 
 
 def test_imports_go_down_only():
@@ -91,10 +90,6 @@ def test_outside_libraries_stay_in_their_rooms():
         for name in imports(path):
             library = name.split(".")[0]
             assert library not in ONLY or room(path) in ONLY[library], f"{path} imports {name}"
-
-
-def test_the_flower_app_is_a_shim():
-    assert imports(ROOT / "federation" / "flower_app" / "silotune_app.py") == ["silotune.flower"] * 2
 
 
 def test_every_installed_package_has_its_exact_version_in_the_constraints():

@@ -51,7 +51,7 @@ def test_importing_silotune_loads_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("module", ["app", "carrier", "supernode"])
+@pytest.mark.parametrize("module", ["app", "carrier", "superlink"])
 def test_what_flower_starts_on_a_members_machine_loads_no_torch(module):
     code = f"import silotune.federation.{module}, sys; assert not {{'torch', 'transformers'}} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -30,7 +30,7 @@ from silotune.federation.metrics import Line
 from silotune.federation.run import RunFolder
 from silotune.inference import chat
 from silotune.inference.generation import Sampling
-from silotune.launch import launch
+from silotune.launch import compare_deployed, launch
 from silotune.model.base import load_tokenizer, locate
 from silotune.recipe import absolute, load_recipe, overridden, recipe_of
 from silotune.report import export, page
@@ -134,6 +134,8 @@ class Run:
     ) -> "Comparison":
         """Hold the run's model against the base, each silo alone and all text pooled, with the same budget.
 
+        Of a run with a consortium, whose text is not here, each silo tells its own row; nothing is pooled.
+
         Args:
             seeds: seeds of training; above 1 the federation is run again too.
             rows: training rows that every silo holds, for the curve of the gain over alone.
@@ -146,6 +148,12 @@ class Run:
             FederationError: a training does not come to its end.
             Interrupted: Ctrl-C or SIGTERM; what is done is kept.
         """
+        if self.folder.recipe().federation.engine == "deployment":
+            if (seeds, *rows, *silos, answers) != (1, 0):
+                raise InputError(
+                    "in a deployment each silo tells its own row: leave out seeds, rows, silos and answers."
+                )
+            return compare_deployed(self.folder, watch)
         from silotune.compare.compare import Wanted, compare
 
         found = compare(self.folder, Wanted(seeds, tuple(rows), tuple(silos), answers), watch)

@@ -22,7 +22,7 @@ from rich.table import Table
 
 import silotune
 from silotune import streams
-from silotune.commands import compare, evaluate, export, generate, member, report, serve, watch
+from silotune.commands import compare, consortium, evaluate, export, generate, member, report, serve, watch
 from silotune.commands.options import AsJson
 from silotune.data.read.files import printable
 from silotune.errors import OutputError, SilotuneError
@@ -123,11 +123,21 @@ def train(
         Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an unfinished run.")
     ] = None,
     drop_leaks: DropLeaks = False,
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="NAME", help="simulation, inline, or deployment.")
+    ] = None,
+    consortium: Annotated[
+        Path | None, typer.Option("--consortium", metavar="FOLDER", help="Deployment: the consortium's folder.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train an adapter with the silos of a recipe."""
+    """Train an adapter with the silos of a recipe, or with the members of a consortium."""
     with _watched(as_json) as watch:
         overrides = _with_leaks(set_, drop_leaks)
+        overrides += [f"federation.engine={engine}"] if engine is not None else []
+        overrides += (
+            [f"federation.consortium={json.dumps(str(consortium.resolve()))}"] if consortium is not None else []
+        )
         run = silotune.train(recipe, out=out, resume=resume, overrides=overrides, watch=watch)
     _tell_result(run, as_json)
 
@@ -154,6 +164,7 @@ app.command()(evaluate.evaluate)
 app.command()(report.report)
 app.command()(watch.watch)
 app.add_typer(member.app, name="silo")
+app.add_typer(consortium.app, name="consortium")
 
 
 # ------------------------------------------------------------------------------------------- showing

@@ -5,8 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from silotune.errors import DivergedError, FederationError, Interrupted, OutputError
+from silotune.consortium import membership
+from silotune.consortium.folder import Consortium, open_consortium, running
+from silotune.errors import DivergedError, FederationError, InputError, Interrupted, OutputError
 from silotune.federation import checkpoint, local, result
 from silotune.federation import run as run_folder
 from silotune.federation.events import Event, RunContext, Watcher
@@ -16,6 +19,10 @@ from silotune.inference import samples
 from silotune.model.adapter import AdapterSpec
 from silotune.report import card, page, trackers
 from silotune.settings import Recipe
+from silotune.silo.worker import Worker
+
+if TYPE_CHECKING:
+    from silotune.compare.comparison import Comparison
 
 
 def launch(recipe: Recipe, old: RunFolder | None, out: Path | None, watch: Watcher) -> RunFolder:
@@ -33,6 +40,8 @@ def launch(recipe: Recipe, old: RunFolder | None, out: Path | None, watch: Watch
         OutputError: the disk is full, say; the rounds before are saved.
         Interrupted: Ctrl-C or SIGTERM; the rounds before are saved.
     """
+    if recipe.federation.engine == "deployment":
+        return _launch_deployed(recipe, old, out, watch)
     # All that can be wrong with the input is found before a folder is made or an engine started.
     trackers.require(recipe)
     local_silos = local.prepare_silos(recipe)
@@ -53,6 +62,86 @@ def launch(recipe: Recipe, old: RunFolder | None, out: Path | None, watch: Watch
             run_context.watch(Event("finishing"))
             finish(recipe, folder, run_context.stop)
     return folder
+
+
+def _launch_deployed(recipe: Recipe, old: RunFolder | None, out: Path | None, watch: Watcher) -> RunFolder:
+    """Begin a run with the members of a consortium, or go on with one."""
+    from silotune.federation.server import federate
+    from silotune.federation.superlink import activations
+
+    trackers.require(recipe)
+    consortium, recipe = _with_members(recipe)
+    spec = result.adapter_spec(recipe)
+    folder = old or run_folder.create(recipe, out if out is not None else run_folder.default_folder(recipe))
+    expected = recipe.federation.silos or len(recipe.federation.members or ()) or recipe.federation.minimum
+    with (
+        _going_on(folder),
+        run_folder.held(folder),
+        running(consortium, folder.path),
+        quiet(folder.log_file) as aloud,
+        trackers.tracked(recipe, folder, aloud(watch)) as tracked,
+    ):
+        tracked(Event("run", {"path": str(folder.path), "consortium": consortium.settings.name}))
+        checkpoint.require_sound(folder, checkpoint.latest(folder), spec)
+        run_context = RunContext(expected, fixed=False, watch=tracked, paused=lambda: consortium.paused,
+                                 activations=activations(consortium.link))  # fmt: skip
+        with local.stopping(run_context.stop):
+            if not _all_rounds_done(folder, recipe):
+                with consortium.link.run() as grid:
+                    federate(grid, recipe, folder, run_context, spec)
+            tracked(Event("finishing"))
+            finish(recipe, folder, run_context.stop, text_is_here=False)
+    return folder
+
+
+def compare_deployed(run: RunFolder, watch: Watcher) -> "Comparison":
+    """Have the silos of a finished run train alone, each where its text lies, and tell their own rows.
+
+    Raises:
+        InputError: the run's consortium is not here.
+        FederationError: it does not answer, or no silo can be compared.
+        Interrupted: Ctrl-C or SIGTERM; what was told is kept.
+    """
+    from silotune.federation import alone
+    from silotune.federation.superlink import activations
+    from silotune.report import deployed
+
+    consortium, recipe = _with_members(run.recipe())
+    run_context = RunContext(recipe.federation.silos or 1, fixed=False, watch=watch,
+                             activations=activations(consortium.link))  # fmt: skip
+    with (
+        run_folder.held(run),
+        running(consortium, run.path),
+        quiet(run.log_file),
+        local.stopping(run_context.stop),
+        consortium.link.run() as grid,
+    ):
+        told, missing = alone.ask(grid, run, run_context)
+    return deployed.compare(run, told, missing)
+
+
+def _with_members(recipe: Recipe) -> tuple[Consortium, Recipe]:
+    """The consortium of a recipe, and the recipe with its members and their keys, where it names none itself.
+
+    Raises:
+        InputError: there is no consortium, or it has fewer members than a round needs.
+    """
+    settings = recipe.federation
+    if settings.consortium is None:
+        raise InputError(
+            'federation.engine = "deployment" needs federation.consortium, the folder that `silotune consortium init` '
+            "made: give it in the recipe, or with --consortium."
+        )
+    consortium = open_consortium(Path(settings.consortium))
+    if settings.members is None:
+        keys = {one.name: one.silo_key for one in membership.read(consortium).members.values()}
+        if len(keys) < settings.minimum:
+            raise InputError(
+                f"{consortium.folder}: {len(keys)} members, and federation.minimum asks for {settings.minimum} in a "
+                "round. Invite more: silotune consortium invite"
+            )
+        settings = settings.model_copy(update={"members": keys})
+    return consortium, recipe.model_copy(update={"federation": settings})
 
 
 @contextmanager
@@ -142,7 +231,6 @@ def _run_engine(
     recipe: Recipe, folder: RunFolder, local_silos: local.LocalSilos, run_context: RunContext, spec: AdapterSpec
 ) -> None:
     # Flower and Ray are slow to import: not before they are needed.
-    from silotune.federation.app import client_app
     from silotune.federation.server import federate
 
     serve = partial(federate, recipe=recipe, run=folder, run_context=run_context, spec=spec)
@@ -153,8 +241,8 @@ def _run_engine(
         if recipe.federation.together > 1:
             run_together(serve, local_silos.silos, recipe.federation.together)
         else:
-            run_inline(serve, client_app, local_silos.silos)
+            run_inline(serve, list(map(Worker, local_silos.silos)))
     else:
         from silotune.federation.simulation import run_simulation
 
-        run_simulation(serve, client_app, folder.recipe_file, local_silos, run_context)
+        run_simulation(serve, list(map(Worker, local_silos.silos)), local_silos, run_context)

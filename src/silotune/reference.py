@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaValue
 
 from silotune.settings import Recipe
+from silotune.settings.consortium import ConsortiumSettings
 from silotune.settings.silo import Policy, SiloSettings
 
 WIDTH = 100
@@ -27,13 +28,15 @@ def reference() -> str:
 
 
 def silo_reference() -> str:
-    """All keys of a silo's two files as Markdown."""
+    """All keys of the files of a silo and of a consortium as Markdown."""
     parts = [
-        "# Silo reference",
-        "Every key of `silo.toml` and `policy.toml`, the two files in a silo's folder on its own machine\n"
-        "([The silo's own house](deployment.md#the-silos-own-house)). Keys that are not listed are refused, and so\n"
-        "are values out of bounds. Made from `src/silotune/settings` by `make docs`; do not edit it here.",
+        "# Silo and consortium reference",
+        "Every key of `silo.toml` and `policy.toml`, the two files in a silo's folder on its own machine, and of\n"
+        "`consortium.toml` on the coordinator's ([On the members' machines](deployment.md)). Keys that are not listed\n"
+        "are refused, and so are values out of bounds. Made from `src/silotune/settings` by `make docs`; do not edit\n"
+        "it here.",
         *tables(SiloSettings, "`silo.toml`: what a silo is"), *tables(Policy, "`policy.toml`: what it allows"),
+        *tables(ConsortiumSettings, "`consortium.toml`: who a consortium is"),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from tests.conftest import WORDS, write_silo
 
 import silotune
@@ -71,7 +72,7 @@ def test_base_and_federated_are_what_the_run_measured(run):
             assert cell.loss == pytest.approx(measured["loss"], rel=1e-12)
             assert cell.token_accuracy == pytest.approx(measured["token_accuracy"], rel=1e-12)
         (line,) = [line for line in lines if line["silo"] is None and line["round"] == round_]
-        assert everybody(found, model).loss == pytest.approx(line["evaluation"]["loss"], rel=1e-12)
+        assert everybody(found, model).loss == pytest.approx(line["evaluation"]["loss"], rel=1e-6)
 
 
 def test_alone_is_a_federation_of_that_silo(run, make_recipe, tmp_path, silos):
@@ -80,10 +81,11 @@ def test_alone_is_a_federation_of_that_silo(run, make_recipe, tmp_path, silos):
         make_recipe(data={"silos": [str(silos / "birch")]}, federation={"minimum": 1}), out=tmp_path / "one"
     )
     (folder,) = (run.path / "compare").glob("alone-birch-*")
-    weights = "adapter/adapter_model.safetensors"
-    assert (folder / weights).read_bytes() == (by_hand.path / weights).read_bytes()
+    one, other = (load_file(path / "adapter" / "adapter_model.safetensors") for path in (folder, by_hand.path))
+    for name, value in one.items():  # a federation rounds each round's update once
+        assert np.abs(value - other[name]).max() <= 1e-6
     (line,) = [line for line in by_hand.metrics() if line["silo"] == "birch" and line["round"] == 2]
-    assert cells(run.compare(), "alone:birch")["birch"].loss == pytest.approx(line["evaluation"]["loss"], rel=1e-12)
+    assert cells(run.compare(), "alone:birch")["birch"].loss == pytest.approx(line["evaluation"]["loss"], rel=1e-6)
 
 
 def test_the_budget_is_the_federations_own(run):

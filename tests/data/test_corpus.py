@@ -80,7 +80,7 @@ def test_names_that_are_not_utf_8_will_do(tmp_path, tokenizer):
     write_records(tmp_path / "train.jsonl", questions(*"abcdef")).rename(tmp_path / os.fsdecode(b"n\xff.train.jsonl"))
     (files,) = find_silos(str(tmp_path))
     assert files.name == os.fsdecode(b"n\xff")
-    silo = SiloConfig.from_json(SiloConfig(files, holdout=0.3, leaks=leaks_of([files], Reading(), 0.3, 0)).to_json())
+    silo = SiloConfig(files, holdout=0.3, leaks=leaks_of([files], Reading(), 0.3, 0))
     assert load_corpus(silo, tokenizer, 40, 0).test.rows == 2
     assert leaks.read(silo.leaks, files.name).all == frozenset()
     (tmp_path / os.fsdecode(b"n\xff.train.jsonl")).write_bytes(b"{}")

@@ -1,13 +1,11 @@
 """Finding silos in every layout, and a silo's configuration."""
 
 import shutil
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from silotune.data.silos.corpus import chosen_rows
-from silotune.data.silos.sources import SiloConfig, find_runs, find_silos, listed_silos
+from silotune.data.silos.sources import find_runs, find_silos, listed_silos
 from silotune.errors import DataError
 from silotune.settings import SiloSource
 
@@ -48,14 +46,6 @@ def test_without_a_test_file_a_seeded_share_is_held_out(tmp_path):
     assert (chosen_rows(files, 20, 0, 0.2, 6).test != chosen.test).any()
     with pytest.raises(DataError, match="nothing to hold out"):
         chosen_rows(files, 1, 0, 0.2, 5)
-
-
-def test_configuration_survives_its_json(tmp_path):
-    (tmp_path / "s").mkdir()
-    (tmp_path / "s" / "train.jsonl").write_text(ROW)
-    silo = SiloConfig(find_silos(str(tmp_path / "s"))[0], base="b", threads=2, ledger=Path("/x"))
-    assert SiloConfig.from_json(silo.to_json()) == silo
-    assert SiloConfig.from_json(replace(silo, ledger=None).to_json()).ledger is None
 
 
 def folder_of(tmp_path, **files):

@@ -1,55 +1,65 @@
 """Runs of tiny federations, and a ClientApp that misbehaves on purpose."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from silotune.data.silos.sources import SiloConfig
 from silotune.federation import app, local
 from silotune.federation import run as run_folder
 from silotune.federation.events import Event, RunContext
-from silotune.federation.inline import InlineGrid, run_inline
-from silotune.federation.messages import TYPES
+from silotune.federation.inline import InlineGrid
 from silotune.federation.result import adapter_spec
 from silotune.federation.run import RunFolder
 from silotune.federation.server import federate
 from silotune.federation.together import run_together
 from silotune.settings import Recipe
+from silotune.silo.worker import Worker
+from silotune.wire.envelope import Kind
 
 Change = Callable[[Message, Message, str], Message | None]
 """(request, honest reply, silo) -> another reply, or None for the honest one."""
 
 
-def client_app(change: Change = lambda *_: None) -> ClientApp:
+ClientOf = Callable[[Sequence[Worker]], ClientApp]
+"""A ClientApp for workers."""
+
+
+def client_app(change: Change = lambda *_: None) -> ClientOf:
     """The real ClientApp, whose replies `change` may replace."""
-    made = ClientApp()
 
-    def register(kind: str, handler: Callable[[Message, Context], Message]) -> None:
-        def handle(message: Message, context: Context) -> Message:
-            from silotune.federation.nodes import silo_of
+    def made(workers: Sequence[Worker]) -> ClientApp:
+        def handle(message: Message, context: Context, kind: Kind) -> Message:
+            reply = app.handle(message, context, kind, workers)
+            return change(message, reply, workers[context.node_config[app.PARTITION]].silo.files.name) or reply
 
-            reply = handler(message, context)
-            return change(message, reply, silo_of(context.node_config).files.name) or reply
+        return app.registered(lambda kind: functools.partial(handle, kind=kind))
 
-        where, _, action = kind.partition(".")
-        register_in = {"query": made.query, "train": made.train, "evaluate": made.evaluate}[where]
-        register_in(*([action] if action else []))(handle)
-
-    for kind, name in TYPES.items():
-        register(name, functools.partial(app.handle, kind=kind))
     return made
+
+
+def grid_of(client: ClientOf, silos: Sequence[SiloConfig]) -> InlineGrid:
+    """An inline grid of these silos."""
+    return InlineGrid(client(list(map(Worker, silos))), len(silos))
+
+
+def serve_inline(go: Callable[[Grid], object], client: ClientOf, silos: Sequence[SiloConfig]) -> None:
+    """Run a ServerApp over a grid of these silos."""
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    app.make_server_app(lambda grid, _: go(grid))(grid_of(client, silos), context)
 
 
 class Network(Grid):
     """A grid whose nodes come and go and are slow as a test says; an inline one answers for them."""
 
-    def __init__(self, client: ClientApp, silos: Any) -> None:
-        self.inner = InlineGrid(client, silos)
+    def __init__(self, client: ClientOf, silos: Any) -> None:
+        self.inner = grid_of(client, silos)
         self.here = set(self.inner.get_node_ids())
         self.slow: Callable[[Message], bool] = lambda _: False
         """Whether a message is not answered yet."""
@@ -87,7 +97,7 @@ def serve(grid: Network, recipe: Recipe, out: Path, expected: int, watch: Any = 
 
 
 def run(
-    recipe: Recipe, out: Path, client: ClientApp | None = None, stop_after: str | None = None, watch: Any = None
+    recipe: Recipe, out: Path, client: ClientOf | None = None, stop_after: str | None = None, watch: Any = None
 ) -> tuple[RunFolder, list[Event]]:
     """Run a recipe inline, in this process; returns the folder and what happened."""
     events: list[Event] = []
@@ -112,7 +122,7 @@ def run(
         assert client is None, "silos that train in one pass have an app of their own"
         run_together(go, silos, recipe.federation.together)
     else:
-        run_inline(go, client or app.client_app, silos)
+        serve_inline(go, client or client_app(), silos)
     return folder, events
 
 

@@ -9,19 +9,18 @@ from dataclasses import replace
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from rich.console import Console
-from tests.federation.helpers import Network, client_app
+from tests.federation.helpers import Network, client_app, serve_inline
 from tests.report.helpers import Page, make_run
+from tests.silo.helpers import answer
 
 import silotune
 from silotune.compare import comparison
 from silotune.errors import FederationError, RunError
 from silotune.federation import alone, local
 from silotune.federation.events import RunContext
-from silotune.federation.inline import run_inline
 from silotune.federation.messages import FIELDS
 from silotune.report import deployed, tables
 from silotune.report.page import content
-from silotune.silo.answer import answer
 from silotune.wire.envelope import Envelope
 
 
@@ -36,7 +35,9 @@ def ask(run, client=None, silos=None):
     here = local.prepare_silos(run.folder.recipe()).showing(run.folder.scratch).silos
     local_silos = [replace(silo, scratch=None) for silo in here if silos is None or silo.files.name in silos]
     run_context = RunContext(len(local_silos), fixed=True, watch=events.append)
-    run_inline(lambda grid: told.append(alone.ask(grid, run.folder, run_context)), client or client_app(), local_silos)
+    serve_inline(
+        lambda grid: told.append(alone.ask(grid, run.folder, run_context)), client or client_app(), local_silos
+    )
     return *told[0], events
 
 
@@ -56,7 +57,7 @@ def test_each_silo_tells_what_compare_finds_where_all_text_is_here(run):
     for cell in by_silos.matrix:
         same = known[cell.model, cell.silo]
         assert (cell.rows, cell.tokens) == (same.rows, same.tokens)
-        assert cell.loss == pytest.approx(same.loss, rel=1e-6)
+        assert cell.loss == pytest.approx(same.loss, rel=1e-12)
         assert cell.token_accuracy == pytest.approx(same.token_accuracy)
     assert [gain.own for gain in by_silos.gains] == pytest.approx([gain.own for gain in here.gains], abs=1e-6)
     assert by_silos.mean_gain.own == pytest.approx(here.mean_gain.own, abs=1e-6)

@@ -15,7 +15,7 @@ from silotune.privacy.ledger import append_line
 from silotune.settings import Recipe
 from silotune.wire.profile import Profile
 
-PROFILE = Profile("s", "f", 1, 2, 3, 4, 0, 5, 6, 0, 7, 1, "0", "", "")
+PROFILE = Profile("s", "f", 1, 2, 3, 4, 0, 5, 6, 0, 7, 1, "simulation", "0", "", "")
 
 
 def saved(round_):

@@ -206,7 +206,7 @@ def test_the_result_is_exported_scored_and_answers(dora, tmp_path):
 
 
 def test_silos_must_hold_the_base_whose_norms_the_server_writes(make_recipe, tmp_path, tiny_base):
-    from silotune.federation import app, local
+    from silotune.federation import local
     from silotune.federation import run as run_folder
     from silotune.federation.events import RunContext
     from silotune.federation.result import adapter_spec
@@ -217,7 +217,7 @@ def test_silos_must_hold_the_base_whose_norms_the_server_writes(make_recipe, tmp
     folder = run_folder.create(recipe, tmp_path / "run")
     context = RunContext(len(silos), fixed=True, watch=lambda _: None)
     with pytest.raises(silotune.errors.FederationError, match="its base model is not the one that the server holds"):
-        federate(Network(app.client_app, silos), recipe, folder, context, adapter_spec(recipe))
+        federate(Network(client_app(), silos), recipe, folder, context, adapter_spec(recipe))
 
 
 def test_a_fingerprint_that_is_not_the_servers_own_base_is_told_at_the_start(make_recipe, tmp_path):

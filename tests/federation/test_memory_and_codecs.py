@@ -7,15 +7,13 @@ import pytest
 from safetensors.numpy import load_file
 
 import silotune
-from silotune.data.silos.sources import SiloConfig
 from silotune.federation import checkpoint
-from silotune.federation.nodes import silo_of
 from silotune.federation.server import sendable, unrounded
 from silotune.model.adapter import AdapterSpec
 from silotune.settings import AlgorithmName
 from silotune.silo import train as training
-from silotune.silo.answer import answer
 from silotune.silo.memory import KEEP, _digest
+from silotune.silo.worker import Worker
 from silotune.wire import codecs, manifest
 
 LOSSY = ("bfloat16", "int8")
@@ -128,17 +126,16 @@ def test_nothing_but_the_adapter_is_kept_that_nobody_asks_for(train, tmp_path):
 def lose(monkeypatch, silo, round_):
     """Have one answer lost on its way, after the silo has taken note of what it sent."""
     from silotune.errors import InputError
-    from silotune.federation import app
 
-    honest = app.answer
+    honest = Worker.answer
 
-    def answer(request, config, answers):
-        reply = honest(request, config, answers)
-        if config.files.name == silo and request.kind == "train" and request.fields["round"] == round_:
+    def answer(worker, request):
+        reply = honest(worker, request)
+        if worker.silo.files.name == silo and request.kind == "train" and request.fields["round"] == round_:
             raise InputError("the line broke")
         return reply
 
-    monkeypatch.setattr(app, "answer", answer)
+    monkeypatch.setattr(Worker, "answer", answer)
 
 
 def test_an_answer_that_is_lost_leaves_server_and_silo_agreed(train, tmp_path, monkeypatch):
@@ -186,20 +183,12 @@ def test_silos_trained_in_one_pass_remember_as_well(train, tmp_path):
 
 
 def test_a_silo_without_a_memory_says_so_before_it_trains(train, monkeypatch):
-    without = answer
+    honest = Worker.answer
     monkeypatch.setattr(
-        "silotune.federation.app.answer", lambda request, silo, _: without(request, replace(silo, memory=None))
+        Worker, "answer", lambda worker, request: honest(Worker(replace(worker.silo, memory=None)), request)
     )
-    with pytest.raises(silotune.errors.FederationError, match="name a folder with the node's `memory`"):
+    with pytest.raises(silotune.errors.FederationError, match="name a folder with `memory` in silo"):
         train("int8")
-
-
-def test_a_node_says_where_its_memory_is(silos, tmp_path):
-    config = silo_of({"data": str(silos / "ash"), "memory": str(tmp_path / "here")})
-    assert config.memory == tmp_path / "here"
-    assert SiloConfig.from_json(config.to_json()).memory == tmp_path / "here"
-    with pytest.raises(silotune.InputError, match="memory must be str"):
-        silo_of({"data": str(silos / "ash"), "memory": 3})
 
 
 def test_a_comparison_trains_each_silo_alone_without_rounding_and_the_federation_with_it(train):

@@ -79,7 +79,7 @@ def test_the_search_finds_a_canary_in_every_form():
 def test_no_canary_in_messages_logs_checkpoints_metrics_or_report(
     make_recipe, planted, tmp_path, monkeypatch, capfd, caplog
 ):
-    from silotune.federation import app
+    from silotune.federation import inline
 
     states = []
     seen = 0
@@ -92,7 +92,7 @@ def test_no_canary_in_messages_logs_checkpoints_metrics_or_report(
             find(repr(message).encode(), "a message's repr")
             seen += 1
 
-    monkeypatch.setattr(app, "client_app", client_app(look))
+    monkeypatch.setattr(inline, "make_client_app", client_app(look))
     recipe = make_recipe(data=planted, wire={"codec": "int8"})
     done = silotune.train(recipe, out=tmp_path / "run", watch=lambda event: states.append(repr(event)))
     assert seen == 2 * 3 * 6

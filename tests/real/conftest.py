@@ -2,6 +2,7 @@
 
 import pytest
 from tests.real import helpers
+from tests.real.consortium import RealConsortium
 from tests.real.superlink import Deployment
 
 from silotune.recipe import dump_recipe
@@ -29,5 +30,12 @@ def whole(untouched):
 @pytest.fixture
 def deployment(tmp_path):
     made = Deployment(tmp_path / "deployment")
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def consortium(tmp_path):
+    made = RealConsortium(tmp_path / "consortium")
     yield made
     made.end()

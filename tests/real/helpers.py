@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -17,11 +18,16 @@ PATIENCE = 900
 
 
 def start(
-    *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, python: str = sys.executable
+    *arguments: object,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    python: str = sys.executable,
+    stdout: int | IO[str] = subprocess.PIPE,
+    stderr: int | IO[str] = subprocess.PIPE,
 ) -> "subprocess.Popen[str]":
-    """Start the command line in a session of its own, with its output kept in pipes."""
+    """Start the command line in a session of its own, with its output kept in pipes if nothing else is said."""
     return subprocess.Popen(
-        [python, "-m", "silotune.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [python, "-m", "silotune.cli", *map(str, arguments)], stdout=stdout, stderr=stderr, text=True,
         start_new_session=True, cwd=cwd, env={**os.environ, **(env or {})},
     )  # fmt: skip
 
@@ -32,9 +38,10 @@ def run(
     cwd: Path | None = None,
     seconds: float = PATIENCE,
     env: dict[str, str] | None = None,
+    python: str = sys.executable,
 ) -> str:
     """Run the command line to its end and return what it printed."""
-    process = start(*arguments, cwd=cwd, env=env)
+    process = start(*arguments, cwd=cwd, env=env, python=python)
     try:
         out, err = process.communicate(timeout=seconds)
     finally:

@@ -1,4 +1,4 @@
-"""A real SuperLink with TLS on loopback, its members, and what becomes of them with the test."""
+"""A SuperLink with SuperNodes as Flower itself starts them, with TLS on loopback; all end with the test."""
 
 import os
 import signal
@@ -6,11 +6,12 @@ import socket
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
 from tests.real import helpers
+
+from silotune.consortium.authority import ca_certificate, draw_key, pem_of, server_certificate
 
 
 def free_port() -> int:
@@ -21,37 +22,10 @@ def free_port() -> int:
 
 def certificates(folder: Path) -> None:
     """ca.pem, and server.pem with server.key for 127.0.0.1, signed by it."""
-    import ipaddress
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    def name(common):
-        return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common)])
-
-    def certificate(subject, issuer, key, signer, extensions):
-        now = datetime.now(UTC)
-        builder = x509.CertificateBuilder(name(issuer), name(subject), key.public_key(), x509.random_serial_number(),
-                                          now - timedelta(minutes=5), now + timedelta(days=1))  # fmt: skip
-        for extension, critical in extensions:
-            builder = builder.add_extension(extension, critical)
-        return builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    ca, server = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
-    (folder / "ca.pem").write_bytes(
-        certificate("test CA", "test CA", ca, ca, [(x509.BasicConstraints(True, None), True), (usage, True)])
-    )
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    (folder / "server.pem").write_bytes(
-        certificate("localhost", "test CA", server, ca, [(x509.BasicConstraints(False, None), True), (names, False)])
-    )
-    (folder / "server.key").write_bytes(
-        server.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
+    ca_key, key = draw_key(), draw_key()
+    (folder / "ca.pem").write_bytes(ca := ca_certificate("test", ca_key))
+    (folder / "server.pem").write_bytes(server_certificate("127.0.0.1", key, ca, pem_of(ca_key)))
+    (folder / "server.key").write_bytes(pem_of(key))
 
 
 class Deployment:

@@ -1,13 +1,13 @@
 """The same recipe to the same bits: inline, on Flower's simulation engine, and on a real SuperLink over TLS."""
 
 import json
-from pathlib import Path
 
 import psutil
 import pytest
 from tests.real import helpers
+from tests.real.consortium import has_part, part_of
 
-import silotune.federation
+import silotune
 from silotune.recipe import dump_recipe
 
 pytestmark = pytest.mark.real
@@ -43,32 +43,30 @@ def test_simulation_gives_the_bits_of_inline_and_leaves_no_process(recipe_file, 
     assert remembered[0] == remembered[1] and len(remembered[0]) == 3
 
 
-def test_a_superlink_with_two_supernodes_over_tls_gives_the_bits_of_inline(
-    make_recipe, silos, tiny_base, tmp_path, deployment
-):
+def test_a_consortium_of_two_over_tls_gives_the_bits_of_inline(make_recipe, silos, tiny_base, tmp_path, consortium):
+    """A worker and a carrier that are killed are started again; no process is started for a message."""
     recipe = make_recipe(data={"silos": ["silos/ash", "silos/birch"]}, federation={"silos": 2, "threads": 1},
                          wire={"codec": "int8"})  # fmt: skip
-    path = tmp_path / "recipe.toml"
+    path, out = tmp_path / "recipe.toml", tmp_path / "deployed"
     path.write_text(dump_recipe(recipe), encoding="utf-8")
     helpers.run("train", path, "--out", tmp_path / "inline")
-    deployment.superlink()
-    for name in ("ash", "birch"):
-        deployment.supernode(
-            f'data="{silos / name}" base="{tiny_base}" threads=1 min-rows=1 ledger="{tmp_path / name}.jsonl" '
-            f'memory="{tmp_path / name}.memory"'
-        )
-    app = Path(silotune.federation.__file__).parent / "flower_app"
-    said = deployment.flwr("run", app, "test", "--stream", "--run-config", f'recipe="{path}" out="{tmp_path}/deployed"')
-    assert (tmp_path / "deployed" / "adapter").exists(), said + deployment.logs()
-    assert helpers.adapter(tmp_path / "inline") == helpers.adapter(tmp_path / "deployed")
-    assert (tmp_path / "deployed" / "report.html").exists()
-    for name in ("ash", "birch"):  # each silo's own ledger agrees with the server's about what left it
-        own = (tmp_path / f"{name}.jsonl").read_text().count('"direction": "up"')
-        assert own == helpers.ledger_lines(tmp_path / "deployed", silo=name, direction="up") > 0
-    said = deployment.flwr("run", app, "test", "--stream", "--run-config", f'compare="{tmp_path}/deployed"')
-    by_silos = silotune.open_run(tmp_path / "deployed").folder.path / "compare.json"
-    assert by_silos.exists(), said + deployment.logs()
-    told = {(cell["model"], cell["silo"]): cell["loss"] for cell in json.loads(by_silos.read_text())["matrix"]}
+    consortium.up()
+    houses = {name: consortium.join(name, silos / name, tiny_base) for name in ("ash", "birch")}
+    up = {name: consortium.silo(house) for name, house in houses.items()}
+    for process, part in zip(up.values(), ("worker", "carrier"), strict=True):
+        helpers.until(lambda: has_part(process, f"silo {part}"), process)  # noqa: B023 - it is called in this turn
+        part_of(process, f"silo {part}").kill()
+    consortium.train(path, out)
+    assert helpers.adapter(tmp_path / "inline") == helpers.adapter(out)
+    assert "Text apart from the network" in (out / "report.html").read_text(encoding="utf-8")
+    for name, process in up.items():
+        assert len(helpers.family(process)) == 2, "a worker and a carrier, and nothing for a message"
+        own = (houses[name] / "worker" / "ledger.jsonl").read_text().count('"direction": "up"')
+        assert own == helpers.ledger_lines(out, silo=name, direction="up") > 0, "both ledgers agree about what left"
+    said = helpers.run("compare", out)
+    told = {
+        (cell["model"], cell["silo"]): cell["loss"] for cell in json.loads((out / "compare.json").read_text())["matrix"]
+    }
     known = {(c.model, c.silo): c.loss for c in silotune.open_run(tmp_path / "inline").compare().matrix}
     assert told == pytest.approx({place: known[place] for place in told}, rel=1e-6) and len(told) == 6
     assert "gain of federated over alone" in said and "pooled" not in said

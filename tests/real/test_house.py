@@ -1,5 +1,6 @@
-"""A silo's own house, with real processes: nothing that is sent runs, and no process is started for a message."""
+"""A silo's own house, with real processes and two users: nothing that is sent runs, and nothing else is to be had."""
 
+import html
 import json
 import os
 import shutil
@@ -7,95 +8,23 @@ import signal
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 import psutil
 import pytest
 from tests.conftest import write_silo
 from tests.real import helpers
-from tests.real.superlink import free_port
+from tests.real.consortium import part_of
 
-import silotune.federation
+import silotune
 from silotune.federation.server import _job
+from silotune.federation.superlink import NAMEPLATE
 from silotune.recipe import dump_recipe
 from silotune.silo.house import user
 
 pytestmark = pytest.mark.real
-APP = Path(silotune.federation.__file__).parent / "flower_app"
 
-
-def make_house(folder, name, data, base, deployment, policy="", house="", ca=None):
-    folder.mkdir()
-    certificate = ca or deployment.folder / "ca.pem"
-    (folder / "silo.toml").write_text(
-        f'name = "{name}"\ndata = "{data}"\nbase = "{base}"\nthreads = 1\n'
-        f'[superlink]\naddress = "127.0.0.1:{deployment.port}"\ncertificates = "{certificate}"\n'
-        f"[house]\nport = {free_port()}\n{house}"
-    )
-    (folder / "policy.toml").write_text(policy)
-    return folder
-
-
-def part_of(process, part):
-    return [child for child in helpers.family(process) if f" silo {part} " in " ".join(child.cmdline())]
-
-
-def cmdlines(process):
-    return [" ".join(child.cmdline()) for child in psutil.Process(process.pid).children(recursive=True)]
-
-
-@pytest.fixture
-def started():
-    """Starts silos, and ends them with the test."""
-    processes = []
-
-    def go(folder):
-        processes.append(helpers.start("silo", "up", folder, env={"OMP_NUM_THREADS": "1"}))
-        return processes[-1]
-
-    yield go
-    for process in processes:
-        family = helpers.family(process) if process.poll() is None else []
-        process.send_signal(signal.SIGTERM)
-        helpers.ended(process)
-        for left in helpers.gone(family, 30):
-            left.kill()
-
-
-def test_two_silos_in_their_houses_give_the_bits_of_inline(
-    make_recipe,
-    silos,
-    tiny_base,
-    tmp_path,
-    deployment,
-    started,
-):
-    recipe = make_recipe(data={"silos": ["silos/ash", "silos/birch"]}, federation={"silos": 2, "threads": 1})
-    path = tmp_path / "recipe.toml"
-    path.write_text(dump_recipe(recipe), encoding="utf-8")
-    helpers.run("train", path, "--out", tmp_path / "inline")
-    deployment.superlink()
-    policy = 'isolation = "none"\nmin_rows = 1\n'
-    up = [started(make_house(tmp_path / f"house-{name}", name, silos / name, tiny_base, deployment, policy))
-          for name in ("ash", "birch")]  # fmt: skip
-    for process, name, part in zip(up, ("ash", "birch"), ("worker", "carrier"), strict=True):  # each is started again
-        socket = tmp_path / f"house-{name}" / "meet" / "worker"
-        helpers.until(socket.exists, process)
-        helpers.until(lambda: part_of(process, part), process)  # noqa: B023 - it is called in this turn
-        part_of(process, part)[0].kill()
-    said = deployment.flwr("run", APP, "test", "--stream", "--run-config", f'recipe="{path}" out="{tmp_path}/deployed"')
-    assert (tmp_path / "deployed" / "adapter").exists(), said + deployment.logs()
-    assert helpers.adapter(tmp_path / "inline") == helpers.adapter(tmp_path / "deployed")
-    for process in up:
-        lines = cmdlines(process)
-        assert not [line for line in lines if "flwr-clientapp" in line]
-        assert sum("flower_supernode()" in line for line in lines) == 1, "that of a carrier that was killed has gone"
-    for name in ("ash", "birch"):  # each silo's own ledger agrees with the server's about what left it
-        own = (tmp_path / f"house-{name}" / "ledger.jsonl").read_text().count('"direction": "up"')
-        assert own == helpers.ledger_lines(tmp_path / "deployed", silo=name, direction="up") > 0
-
-
-# ------------------------------------------------------------------------------------------------ two users
 
 CANARY = "canary-7f3a-of-the-clinic"
 FOREIGN = """
@@ -145,7 +74,7 @@ try:
     got.append("killed")
 except OSError:
     pass
-from silotune.silo.worker import ask
+from silotune.silo.local_socket import ask
 from silotune.wire.envelope import Envelope
 job = Path(sys.argv[0]).with_name("job.json").read_text()
 def other(**changes):
@@ -224,8 +153,7 @@ def foreign_app(ground, data):
     """A Flower app that reads a silo's text."""
     folder = ground / "foreign"
     folder.mkdir()
-    ours = (APP / "pyproject.toml").read_text(encoding="utf-8")
-    (folder / "pyproject.toml").write_text(ours.partition("[tool.flwr.app.config]")[0].replace("silotune_app", "foreign").replace("silotune", "foreign"))  # fmt: skip
+    (folder / "pyproject.toml").write_text(NAMEPLATE.replace("nothing:", "foreign:").replace("silotune", "foreign"))
     (folder / "foreign.py").write_text(FOREIGN.format(data=str(data)))
     return folder
 
@@ -239,61 +167,92 @@ def test_on_the_old_layout_a_foreign_app_reads_a_silos_text(ground, tiny_base, d
     assert "GOT" in said and CANARY in said
 
 
+def attacked(python, carrier, ground, worker, house, files):
+    """What the attack got, run by hand as the carrier's user."""
+    done = subprocess.run(
+        [python, ground / "attack.py", house / "meet" / "worker", str(worker.pid), *files],
+        user=carrier.number, group=carrier.group, extra_groups=[], cwd="/", capture_output=True, text=True, check=False,
+        env={"PYTHONPATH": PACKAGES, "PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def foreign_run(consortium, app):
+    """Whoever has the server's own machine starts a foreign app there, past silotune: its server part runs."""
+    secret = consortium.folder / "executor.secret"
+    settings = tomllib.loads((consortium.folder / "consortium.toml").read_text())
+    address, home = f"127.0.0.1:{settings['superlink_port']}", consortium.folder.parent / "flwr"
+    home.mkdir()
+    (home / "config.toml").write_text(f'[superlink]\ndefault = "x"\n[superlink.x]\naddress = "{address}"\n'
+                                      f'root-certificates = "{consortium.folder}/ca.pem"\n')  # fmt: skip
+    here = Path(sys.executable).parent
+    environment = {**os.environ, "FLWR_HOME": str(home), "PATH": f"{here}{os.pathsep}{os.environ['PATH']}"}
+    executor = subprocess.Popen(
+        [here / "flower-superexec", "--runtime-api-address", address, "--root-certificates", consortium.folder / "ca.pem",
+         "--superexec-auth-secret-file", secret],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        done = subprocess.run([here / "flwr", "run", app, "x", "--stream"], env=environment, capture_output=True, text=True,
+                              timeout=helpers.PATIENCE, check=False)  # fmt: skip
+        return done.stdout + done.stderr
+    finally:
+        os.killpg(executor.pid, signal.SIGKILL)
+        executor.wait()
+
+
 def test_in_a_house_of_two_users_neither_a_foreign_app_nor_the_carriers_user_gets_anything(
-    ground, users, make_recipe, tiny_base, tmp_path, deployment
+    ground, users, make_recipe, tiny_base, tmp_path, consortium
 ):
     worker, carrier, python = users
     data = private_text(ground, worker)
     base = shutil.copytree(tiny_base, ground / "base")
     for path in base.iterdir():
         path.chmod(0o644)
-    shutil.copy(deployment.folder / "ca.pem", ground / "ca.pem")
-    deployment.superlink()
-    named = f'worker = "{worker.name}"\ncarrier = "{carrier.name}"\n'
-    house = make_house(ground / "house", "clinic", data, base, deployment, "min_rows = 1\nrounds_per_run = 9\n", named, ground / "ca.pem")  # fmt: skip
-    environment = {"OMP_NUM_THREADS": "1", "SILOTUNE_HOME": str(house / "cache"), "PYTHONPATH": PACKAGES}
-    process = helpers.start("silo", "up", house, env=environment, python=python)
-    try:
-        helpers.until(lambda: (house / "meet" / "worker").exists(), process)
-        said = deployment.flwr("run", foreign_app(ground, data), "test", "--stream")
-        assert "GOT" in said and CANARY not in said and "the message is not of schema" in said, said + deployment.logs()
-        recipe = make_recipe(data={"silos": ["silos/ash"]}, federation={"silos": 1, "minimum": 1, "threads": 1})
-        path = tmp_path / "recipe.toml"
-        path.write_text(dump_recipe(recipe), encoding="utf-8")
-        out = tmp_path / "run"
-        said = deployment.flwr("run", APP, "test", "--stream", "--run-config", f'recipe="{path}" out="{out}"')
-        assert (out / "adapter").exists(), said + deployment.logs()
-        assert CANARY not in said
-        assert all(path.exists() for path in (house / "memory" / "memory.json", house / "ledger.jsonl"))
-        (running,) = (one for one in helpers.family(process) if " silo worker " in " ".join(one.cmdline()))
-        assert running.uids().effective == worker.number
-        (ground / "job.json").write_text(_job(recipe, "1" * 16).model_dump_json())
-        (ground / "attack.py").write_text(ATTACK)
-        files = [
-            data,
-            *data.iterdir(),
-            house / "memory",
-            house / "ledger.jsonl",
-            house / "silo.toml",
-            house / "policy.toml",
-        ]
-        done = subprocess.run(
-            [python, ground / "attack.py", house / "meet" / "worker", str(running.pid), *files],
-            user=carrier.number, group=carrier.group, extra_groups=[], cwd="/", capture_output=True, text=True, check=False,
-            env={"PYTHONPATH": PACKAGES, "PATH": os.environ["PATH"]},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr + (house / "ledger.jsonl").read_text()
-        rounds, joined, other, beyond = json.loads(done.stdout)  # and nothing of any file or process
-        assert "rounds_per_run = 9" in rounds and joined == "ANSWERED", (
-            "what the policy allows is answered: with counts"
-        )
-        assert "another job than the one with which this silo joined" in other and "asks for round 7" in beyond
-        lines = [json.loads(line) for line in (house / "ledger.jsonl").read_text().splitlines()]
-        assert any("rounds_per_run" in str(line["fields"].get("failure")) for line in lines)
-        assert any("header has" in str(line["fields"].get("inadmissible")) for line in lines)
-    finally:
-        family = helpers.family(process) if process.poll() is None else []
-        process.send_signal(signal.SIGTERM)
-        print(helpers.ended(process)[1])
-        for left in helpers.gone(family, 30):
-            left.kill()
+    consortium.up()
+    place, house = consortium.invite("clinic"), ground / "house"
+    helpers.run("silo", "join", place, "--data", data, "--base", base, "--folder", house,
+                "--users", f"{worker.name},{carrier.name}")  # fmt: skip
+    rules = (house / "policy.toml").read_text()
+    (house / "policy.toml").write_text(
+        rules.replace("min_rows = 8", "min_rows = 1")
+        .replace("rounds_per_run = 1000", "rounds_per_run = 9")
+        .replace("min_silos = 2", "min_silos = 1")
+    )
+    environment = {"OMP_NUM_THREADS": "1", "SILOTUNE_HOME": str(house / "worker" / "cache"), "PYTHONPATH": PACKAGES}
+    examined = helpers.run("silo", "doctor", house, env=environment, python=python)
+    assert f"worker as {worker.name}, carrier as {carrier.name}" in examined and "WRONG" not in examined
+    process = consortium.start("clinic", "silo", "up", house, env=environment, python=python)
+    helpers.until(lambda: (house / "meet" / "worker").exists(), process)
+    said = foreign_run(consortium, foreign_app(ground, data))
+    assert "GOT" in said and CANARY not in said and "the message is not of schema" in said, said + consortium.logs()
+    recipe = make_recipe(federation={"silos": 1, "minimum": 1, "threads": 1})
+    path, out = tmp_path / "recipe.toml", tmp_path / "run"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    consortium.train(path, out)
+    assert "It is the silos' own word" in html.unescape((out / "report.html").read_text(encoding="utf-8"))
+    own = house / "worker"
+    assert all(path.exists() for path in (own / "memory" / "memory.json", own / "ledger.jsonl"))
+    running = part_of(process, "silo worker")
+    assert running.uids().effective == worker.number
+    assert part_of(process, "silo carrier").uids().effective == carrier.number
+    (ground / "job.json").write_text(_job(recipe, "1" * 16).model_dump_json())
+    (ground / "attack.py").write_text(ATTACK)
+    files = [
+        data,
+        *data.iterdir(),
+        own,
+        own / "memory",
+        own / "ledger.jsonl",
+        house / "silo.toml",
+        house / "policy.toml",
+    ]
+    rounds, joined, other, beyond = attacked(python, carrier, ground, running, house, files)  # and nothing of any file
+    assert "rounds_per_run = 9" in rounds and joined == "ANSWERED", "what the policy allows is answered: with counts"
+    assert "another job than the one with which this silo joined" in other and "asks for round 7" in beyond
+    lines = [json.loads(line) for line in (own / "ledger.jsonl").read_text().splitlines()]
+    assert any("rounds_per_run" in str(line["fields"].get("failure")) for line in lines)
+    assert any("header has" in str(line["fields"].get("inadmissible")) for line in lines)
+    consortium.train(path, tmp_path / "again")
+    assert helpers.adapter(out) == helpers.adapter(tmp_path / "again"), "the federation goes on"

@@ -92,7 +92,7 @@ def make_run(path: Path, silos: int = 2, rounds: int = 2, names: list[str] | Non
 
 
 def profile(name: str, index: int) -> Profile:
-    return Profile(name, "f" * 32, 5_000_000, 40 + index, 900, 500, 0, 3, 10, 0, 12_345, 1, "0", "", "")
+    return Profile(name, "f" * 32, 5_000_000, 40 + index, 900, 500, 0, 3, 10, 0, 12_345, 1, "simulation", "0", "", "")
 
 
 def message(

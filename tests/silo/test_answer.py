@@ -1,20 +1,15 @@
-"""A silo's side: what it takes from its node's configuration, and what it refuses to take from a server."""
+"""A silo's side: what it refuses to take from a server, and what it tells."""
 
 import json
 
 import pytest
-from flwr.app import Message
+from tests.silo.helpers import answer, own_silo
 
 from silotune.data.silos.sources import SiloConfig, SiloFiles, find_silos
-from silotune.errors import InputError
-from silotune.federation.app import handle
-from silotune.federation.inline import InlineGrid
-from silotune.federation.messages import FIELDS, TYPES, content
-from silotune.federation.nodes import silo_of
 from silotune.federation.result import adapter_spec
 from silotune.federation.server import _job
 from silotune.model.adapter import initial_adapter
-from silotune.silo.answer import answer, hide_folders
+from silotune.silo.answer import hide_folders
 from silotune.silo.work import prepare
 from silotune.wire.codecs.float32 import CODEC as FLOAT32
 from silotune.wire.envelope import Envelope
@@ -34,7 +29,7 @@ def test_a_server_cannot_choose_what_is_read_here(make_recipe, tiny_base):
     recipe = make_recipe()
     for path in (str(tiny_base), "./here", "x.gguf", "/etc", "local"):
         reply = answer(join_request(recipe, base=path), silo(recipe))
-        assert "name its place here with the node's `base`" in reply.failure
+        assert "name its place here as `base` in silo.toml" in reply.failure
     assert answer(join_request(recipe), silo(recipe, base=str(tiny_base))).failure is None
 
 
@@ -86,7 +81,7 @@ def test_a_round_beyond_the_run_and_one_of_absurd_size_are_refused(make_recipe, 
     assert "a round would train on 1000000000000000000 rows, at most 1000000 are planned" in said
 
 
-def test_on_a_members_machine_nothing_is_told_of_a_few_rows(make_recipe, silos, tiny_base):
+def test_on_a_members_machine_nothing_is_told_of_a_few_rows(make_recipe, silos, tiny_base, tmp_path):
     """By default a silo announces no held-out rows below eight, and refuses a job that asks for their loss, or for a round of one row."""
     recipe = make_recipe()
     job = _job(recipe, "0" * 16).model_copy(update={"training": recipe.training.model_copy(update={"steps": 3})})
@@ -97,17 +92,13 @@ def test_on_a_members_machine_nothing_is_told_of_a_few_rows(make_recipe, silos, 
         carried = (None, None) if kind in ("join", "alone") else (vector, described)
         return answer(Envelope("down", kind, {"job": job.model_dump_json(), **fields}, *carried), config)
 
-    node = {"data": str(silos / "ash"), "base": str(tiny_base), "threads": 1}
-    said = ask("join", silo_of(node)).fields
+    default = own_silo(tmp_path / "ash", silos / "ash", tiny_base)
+    said = ask("join", default).fields
     assert (said["train_rows"], said["test_rows"], said["test_loss_tokens"]) == (9, 0, 0)
     few = "held out are 3 rows, and this silo tells nothing of fewer than 8"
-    assert (
-        few in ask("evaluate", silo_of(node), round=0).failure and few in ask("alone", silo_of(node), rounds=1).failure
-    )
-    assert "a round would train on 6 rows, and this silo" in ask("train", silo_of(node), round=1).failure
-    with pytest.raises(InputError, match="min-rows must be 0 or more"):
-        silo_of(node | {"min-rows": -1})
-    allowed = silo_of(node | {"min-rows": 3})
+    assert few in ask("evaluate", default, round=0).failure and few in ask("alone", default, rounds=1).failure
+    assert "a round would train on 6 rows, and this silo" in ask("train", default, round=1).failure
+    allowed = own_silo(tmp_path / "ash", silos / "ash", tiny_base, "min_rows = 3\n")
     assert ask("join", allowed).fields["test_rows"] == 3
     assert ask("evaluate", allowed, round=0).failure is None and ask("train", allowed, round=1).failure is None
 
@@ -143,23 +134,21 @@ def test_a_silos_own_folders_are_left_out_however_they_are_written(folder):
     assert "train.jsonl:3: bad" in told and "model.base: tiny: no such file" in told
 
 
-def test_a_node_that_names_no_share_to_hold_out_takes_the_jobs(make_recipe, silos, tiny_base):
+def test_a_silo_that_names_no_share_to_hold_out_takes_the_jobs(make_recipe, silos, tiny_base, tmp_path):
     (silos / "ash" / "test.jsonl").unlink()
     recipe = make_recipe(data={"holdout": 0.5})
-    from_node = silo_of({"data": str(silos / "ash"), "base": str(tiny_base), "threads": 1, "min-rows": 1})
-    assert answer(join_request(recipe), from_node).fields["test_rows"] == 4
-    own = silo_of({"data": str(silos / "ash"), "base": str(tiny_base), "threads": 1, "holdout": 0.2, "min-rows": 1})
+    assert answer(join_request(recipe), here(silos, tiny_base, tmp_path / "a")).fields["test_rows"] == 4
+    own = here(silos, tiny_base, tmp_path / "b", holdout=0.2)
     assert answer(join_request(recipe), own).fields["test_rows"] == 2
 
 
-def node(silos, tiny_base, tmp_path, **more):
+def here(silos, tiny_base, folder, min_rows=1, **more):
     """A silo on a machine of its own, that tells of few rows too."""
-    where = {"data": str(silos / "ash"), "base": str(tiny_base), "memory": str(tmp_path / "memory")}
-    return silo_of({**where, "threads": 1, "min-rows": 1, **more})
+    return own_silo(folder, silos / "ash", tiny_base, f"min_rows = {min_rows}\n", **more)
 
 
 def test_on_its_own_machine_a_silo_takes_one_job_per_run(make_recipe, silos, tiny_base, tmp_path):
-    recipe, config = make_recipe(), node(silos, tiny_base, tmp_path)
+    recipe, config = make_recipe(), here(silos, tiny_base, tmp_path / "ash")
     vector, described = pack(initial_adapter(adapter_spec(recipe), 0), FLOAT32)
 
     def evaluate(**changes):
@@ -184,13 +173,13 @@ def test_no_job_chooses_which_rows_of_a_silo_are_held_out(make_recipe, silos, ti
         request = join_request(recipe, run=f"{number:016x}", **changes)
         return prepare(request, config).corpus.test.chosen.tolist()
 
-    config = node(silos, tiny_base, tmp_path)
+    config = here(silos, tiny_base, tmp_path / "ash")
     first = held_out(config, 0)
     assert len(first) == 4
     assert held_out(config, 1, seed=5) == held_out(config, 2, holdout=0.2) == first
-    others = {tuple(held_out(node(silos, tiny_base, tmp_path / str(n)), 0)) for n in range(6)}
+    others = {tuple(held_out(here(silos, tiny_base, tmp_path / str(n)), 0)) for n in range(6)}
     assert len(others | {tuple(first)}) > 1, "each silo draws its own"
-    assert len(held_out(node(silos, tiny_base, tmp_path, holdout=0.2), 3, seed=9)) == 2, "its operator may say"
+    assert len(held_out(here(silos, tiny_base, tmp_path / "own", holdout=0.2), 3, seed=9)) == 2, "its operator may say"
 
 
 def test_rows_of_which_nothing_is_scored_are_not_counted(make_recipe, silos, tiny_base, tmp_path):
@@ -201,7 +190,7 @@ def test_rows_of_which_nothing_is_scored_are_not_counted(make_recipe, silos, tin
         for number in range(10)
     ]  # fmt: skip
     (silos / "ash" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    config, recipe = node(silos, tiny_base, tmp_path, **{"min-rows": 8}), make_recipe()
+    config, recipe = here(silos, tiny_base, tmp_path / "ash", 8), make_recipe()
     assert answer(join_request(recipe), config).fields["test_rows"] == 10
     job = _job(recipe, "1" * 16).model_copy(update={"max_length": 40})
     asked = Envelope("down", "join", {"job": job.model_dump_json()})
@@ -209,43 +198,3 @@ def test_rows_of_which_nothing_is_scored_are_not_counted(make_recipe, silos, tin
     vector, described = pack(initial_adapter(adapter_spec(recipe), 0), FLOAT32)
     said = answer(Envelope("down", "evaluate", {"job": job.model_dump_json(), "round": 0}, vector, described), config)
     assert "held out are 2 rows, and this silo tells nothing of fewer than 8" in said.failure
-
-
-def test_node_configuration(silos, tmp_path):
-    found = silo_of(
-        {"data": str(silos / "ash"), "silo": "north", "threads": 2, "ledger": str(tmp_path / "l"), "partition-id": 0}
-    )
-    assert found.files.name == "north" and found.threads == 2 and found.ledger == tmp_path / "l"
-    for wrong, says in (
-        ({}, "does not say where its text lies"),
-        ({"partition-id": 0}, "does not say where its text lies"),
-        ({"data": str(silos)}, "must be one silo's, it holds 3"),
-        ({"data": str(silos / "ash"), "batch": 3}, "unknown key 'batch'"),
-        ({"data": str(silos / "ash"), "threads": "2"}, "threads must be int"),
-        ({"data": str(silos / "none")}, "nothing matches"),
-        ({"data": str(silos / "ash"), "device": "cdua"}, "node configuration: model.device: input should be 'auto'"),
-        ({"data": str(silos / "ash"), "dtype": "float16"}, "node configuration: model.dtype: input should be"),
-        ({"data": str(silos / "ash"), "holdout": 7.5}, "node configuration: data.holdout: input should be less than 1"),
-        ({"data": str(silos / "ash"), "threads": -3}, "node configuration: federation.threads: input should be"),
-        ({"data": str(silos / "ash"), "fields": "promt=q"}, "node configuration: data.fields: input should be"),
-    ):
-        with pytest.raises(InputError, match=says):
-            silo_of(wrong)
-
-
-def test_a_node_without_configuration_answers_with_a_failure(make_recipe):
-    grid = InlineGrid(None, [silo(make_recipe())])
-    context = grid._contexts[1]
-    context.node_config.clear()
-    reply = handle(Message(content(join_request(make_recipe())), 1, TYPES["join"]), context, "join")
-    assert "does not say where its text lies" in reply.content[FIELDS]["failure"]
-
-
-def test_virtual_silos_come_from_the_recipe_that_this_machine_names(make_recipe, tmp_path, monkeypatch):
-    from silotune.recipe import dump_recipe
-
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(dump_recipe(make_recipe()), encoding="utf-8")
-    monkeypatch.setenv("SILOTUNE_SILOS", str(recipe))
-    names = [silo_of({"partition-id": index, "num-partitions": 3}).files.name for index in range(3)]
-    assert names == ["ash", "birch", "cedar"]

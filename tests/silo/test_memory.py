@@ -94,7 +94,7 @@ def test_it_is_its_users_only_and_is_forgotten_whole(tmp_path):
 
 def test_a_silo_joins_a_run_with_one_job(tmp_path):
     held = memory(tmp_path)
-    with pytest.raises(InputError, match="does not remember that it joined this run: restart its SuperNode"):
+    with pytest.raises(InputError, match="does not remember that it joined this run: start the silo again"):
         held.require("a job")
     held.join("a job")
     held.join("a job")

@@ -25,7 +25,7 @@ def test_a_folder_of_the_least_is_read_with_paths_of_its_own(folder):
     found = open_house(folder)
     config = found.config()
     assert config.files.name == "clinic" and config.files.train == (str(folder / "text" / "train.jsonl"),)
-    assert (config.memory, config.ledger) == (folder / "memory", folder / "ledger.jsonl")
+    assert (config.memory, config.ledger) == (folder / "worker" / "memory", folder / "worker" / "ledger.jsonl")
     assert config.own_machine and (config.min_rows, config.min_steps, config.losses) == (8, 1, True)
 
 

@@ -1,5 +1,7 @@
 """Options that several commands share."""
 
+import signal
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -16,3 +18,11 @@ SamplingSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the samplin
 Answers = Annotated[
     int, typer.Option("--answers", metavar="N", help="Answer N questions a silo in text, and score the answers; slow.")
 ]
+
+
+def stopped() -> threading.Event:
+    """An event that Ctrl-C and SIGTERM set."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

@@ -5,7 +5,7 @@ batch, the learning rate and its course over the whole training, and an optimize
 pooled are trained plainly, the whole adapter in every round, whatever the run's method: it is what a silo, or whoever
 had all the text, could do without a federation.
 
-alone       a federation of one silo, for as many rounds as that silo took part in: so many steps
+alone       one silo on its own rows, for as many rounds as that silo took part in: so many steps
 pooled      one model on all silos' rows, for as many optimizer steps as all silos together took in the federation: it
             sees as many rows as they all did, and its tokens are noted beside it
 federated   the run's own adapter; with another seed or with fewer rows the same federation, run again in this process
@@ -40,8 +40,9 @@ from silotune.model import lora
 from silotune.model.adapter import AdapterState, initial_adapter
 from silotune.model.base import place, published_name
 from silotune.settings import FederationSettings, Recipe, TrainingSettings, WireSettings
+from silotune.silo.worker import Worker
 
-FORMAT = 1
+FORMAT = 2
 """Changes when the same training would come to another result, or is written down otherwise."""
 POOLED = "pooled"
 
@@ -120,15 +121,8 @@ def alone(
     Raises:
         FederationError: training does not come to an end, the loss is not finite for example.
     """
-    old = context.recipe.federation
-    plain = FederationSettings(minimum=1, engine="inline", threads=old.threads, round_timeout=old.round_timeout,
-                               join_timeout=old.join_timeout)  # fmt: skip
-    training = _with_steps(context.recipe.training, steps).model_copy(
-        update={"rounds": max(1, rounds), "proximal": 0.0}
-    )
-    changes = {"federation": plain, "training": training, "seed": seed, "wire": WireSettings()}
-    recipe = context.recipe.model_copy(update=changes)
-    return _federation(context, f"alone:{silo}", recipe, [silo], rows)
+    training = _with_steps(context.recipe.training, steps).model_copy(update={"rounds": max(1, rounds)})
+    return _plain(context, f"alone:{silo}", silo, _recipe(context, training, seed), [silo], rows)
 
 
 def federated_again(context: ComparisonContext, seed: int, rows: int = 0, steps: int | None = None) -> Model:
@@ -137,9 +131,26 @@ def federated_again(context: ComparisonContext, seed: int, rows: int = 0, steps:
     Raises:
         FederationError: too few updates can be used.
     """
-    training = _with_steps(context.recipe.training, steps)
+    name, training = "federated", _with_steps(context.recipe.training, steps)
     recipe = context.recipe.model_copy(update={"training": training, "seed": seed})
-    return _federation(context, "federated", recipe, list(context.silos), rows)
+
+    def train(work: RunFolder) -> AdapterState:
+        from silotune.federation.inline import run_inline
+        from silotune.federation.server import federate
+
+        identify(work)
+        run_context = replace(context.run_context, watch=_rounds_of(context, name, recipe))
+        spec, states = result.adapter_spec(recipe), list[ServerState]()
+        workers = [Worker(replace(silo, rows=rows, memory=work.path / MEMORY)) for silo in context.silos.values()]
+        try:
+            run_inline(
+                lambda grid: states.append(federate(grid, recipe, work, run_context, spec, scored=False)), workers
+            )
+        except (FederationError, Interrupted) as error:
+            raise type(error)(f"{name}: {error}") from error
+        return states[0].adapter
+
+    return _trained(context, name, recipe, list(context.silos), rows, train)
 
 
 def pooled(context: ComparisonContext, seed: int, together: Spent) -> Model:
@@ -155,48 +166,18 @@ def pooled(context: ComparisonContext, seed: int, together: Spent) -> Model:
     """
     rounds = context.recipe.training.rounds
     training = _with_steps(context.recipe.training, max(1, round(together.steps / rounds)))
-    training = training.model_copy(update={"proximal": 0.0})
-    recipe = context.recipe.model_copy(update={"training": training, "seed": seed})
-    names = sorted(context.silos)
+    return _plain(context, POOLED, POOLED, _recipe(context, training, seed), sorted(context.silos))
 
-    def train(work: RunFolder) -> AdapterState:
 
-        try:
-            return _pool(context, work, recipe, names)
-        except DivergedError as error:
-            raise FederationError(f"{POOLED}: {error}") from None
-
-    return _trained(context, POOLED, recipe, names, 0, train)
+def _recipe(context: ComparisonContext, training: TrainingSettings, seed: int) -> Recipe:
+    """The recipe of a plain training: nothing of a federation is in it."""
+    changes = {"training": training.model_copy(update={"proximal": 0.0}), "seed": seed, "wire": WireSettings(),
+               "federation": FederationSettings(minimum=1, engine="inline")}  # fmt: skip
+    return context.recipe.model_copy(update=changes)
 
 
 def _with_steps(training: TrainingSettings, steps: int | None) -> TrainingSettings:
     return training if steps is None else training.model_copy(update={"steps": steps, "epochs": None})
-
-
-def _federation(context: ComparisonContext, name: str, recipe: Recipe, silos: list[str], rows: int) -> Model:
-    def train(work: RunFolder) -> AdapterState:
-        from silotune.federation.app import client_app
-        from silotune.federation.inline import run_inline
-        from silotune.federation.server import federate
-
-        identify(work)
-        run_context = replace(context.run_context, expected=len(silos), watch=_rounds_of(context, name, recipe))
-        spec, states = result.adapter_spec(recipe), list[ServerState]()
-        memory = work.path / MEMORY
-        local_silos = [
-            replace(context.silos[silo], rows=rows, memory=memory) for silo in context.silos if silo in silos
-        ]
-        try:
-            run_inline(
-                lambda grid: states.append(federate(grid, recipe, work, run_context, spec, scored=False)),
-                client_app,
-                local_silos,
-            )
-        except (FederationError, Interrupted) as error:
-            raise type(error)(f"{name}: {error}") from error
-        return states[0].adapter
-
-    return _trained(context, name, recipe, silos, rows, train)
 
 
 def _rounds_of(context: ComparisonContext, name: str, recipe: Recipe) -> Callable[[Event], None]:
@@ -210,30 +191,47 @@ def _rounds_of(context: ComparisonContext, name: str, recipe: Recipe) -> Callabl
     return watch
 
 
-def _pool(context: ComparisonContext, work: RunFolder, recipe: Recipe, silos: list[str]) -> AdapterState:
-    """Rounds of local training on all rows, saved after each."""
+def _plain(
+    context: ComparisonContext, name: str, learner: str, recipe: Recipe, silos: list[str], rows: int = 0
+) -> Model:
+    """A model that whoever holds the rows of these silos can train; `learner` is its name in seeds and metrics."""
+
+    def train(work: RunFolder) -> AdapterState:
+        try:
+            return _rounds(context, work, recipe, name, learner, silos, rows)
+        except DivergedError as error:
+            raise FederationError(f"{name}: {error}") from None
+
+    return _trained(context, name, recipe, silos, rows, train)
+
+
+def _rounds(
+    context: ComparisonContext, work: RunFolder, recipe: Recipe, name: str, learner: str, silos: list[str], rows: int
+) -> AdapterState:
+    """Rounds of plain training on the rows of these silos, saved after each."""
     from silotune.training.local_run import TrainingTask
-    from silotune.training.loop import train_round
+    from silotune.training.loop import train_alone
 
     work.path.mkdir(parents=True, exist_ok=True)
     saved = checkpoint.latest(work)
     checkpoint.rewind(work, saved)
-    spec = context.resident.spec
+    spec, training = context.resident.spec, recipe.training
     state = saved.state if saved else ServerState(0, initial_adapter(spec, derive(recipe.seed, "adapter")))
-    rows = Joined(tuple(context.corpus(silo).train for silo in silos))
-    watch = _rounds_of(context, POOLED, recipe)
-    while state.round < recipe.training.rounds:
-        moments = dict(state.slots) if recipe.training.moments == "keep" else None
-        task = TrainingTask(POOLED, rows, state.adapter, spec.names, lambda _: context.require_going(), moments)
-        totals, adapter = train_round(
-            context.resident, context.forward_plan, task, recipe.training, recipe.seed, state.round + 1
-        )
-        state = ServerState(state.round + 1, adapter, moments or {})
-        line = silo_line(state.round, POOLED, None)
+    moments = dict(state.slots) if training.moments == "keep" else None
+    task = TrainingTask(
+        learner, Joined(tuple(context.corpus(silo, rows).train for silo in silos)), state.adapter, spec.names,
+        lambda _: context.require_going(), moments,
+    )  # fmt: skip
+    watch = _rounds_of(context, name, recipe)
+    for round_, totals, adapter in train_alone(
+        context.resident, context.forward_plan, task, training, recipe.seed, state.round
+    ):
+        state = ServerState(round_, adapter, dict(moments or {}))
+        line = silo_line(round_, learner, None)
         line["train"] = cast(TrainFigures, asdict(totals))
         work.add_metrics(line)
         checkpoint.save(work, Saved(state, {}, checkpoint.metrics_bytes(work)))
-        watch(Event("round", {"round": state.round}))
+        watch(Event("round", {"round": round_}))
     return state.adapter
 
 

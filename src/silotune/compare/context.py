@@ -23,10 +23,7 @@ from silotune.wire.profile import Profile
 if TYPE_CHECKING:  # it loads torch
     from silotune.training.forward import ForwardPlan
 
-NEEDS = (
-    "a comparison needs all silos' text on this machine, as a simulation has it (in a deployment silos tell their own "
-    "rows: flwr run with compare=RUN)"
-)
+NEEDS = "a comparison needs all silos' text on this machine, as a simulation has it"
 
 
 @dataclass(frozen=True)

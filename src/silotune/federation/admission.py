@@ -7,7 +7,7 @@ from silotune.errors import AdmissionError, RunError
 from silotune.federation.exchange import Answer
 from silotune.federation.federation import Federation
 from silotune.silo.identity import holds
-from silotune.wire.profile import Profile
+from silotune.wire.profile import ISOLATIONS, Profile
 
 
 def names_here(federation: Federation) -> set[str]:
@@ -32,6 +32,8 @@ def profile_in(federation: Federation, answer: Answer) -> Profile:
         raise AdmissionError("its signature of the job is not that of the key that it shows")
     if not federation.run_context.fixed:  # silos of this machine are the recipe's own, and have no keys
         _require_named(federation.recipe.federation.members, profile)
+    if profile.isolation not in ISOLATIONS:
+        raise AdmissionError("it says of its isolation what no silo says")
     if profile.train_rows < 1 or profile.train_loss_tokens < 1:
         raise AdmissionError("it has no rows to train on")
     return profile
@@ -83,4 +85,4 @@ def join(federation: Federation, node: int, profile: Profile) -> None:
 
 def _kept(profile: Profile) -> Profile:
     """A profile without what may change between two starts of a silo."""
-    return replace(profile, threads=0, version="", proof="")
+    return replace(profile, threads=0, isolation="", version="", proof="")

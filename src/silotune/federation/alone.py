@@ -54,15 +54,14 @@ def ask(grid: Grid, run: RunFolder, run_context: RunContext) -> tuple[Mapping[st
     last = [line for line in lines if line["evaluation"] and line["round"] == recipe.training.rounds]
     scored = {line["silo"] for line in last if line["silo"] is not None}
     missing = {name: why for name, profile in saved.profiles.items() if (why := _no_use(profile, spent, scored))}
-    # Whoever comes is asked: a single silo's row is worth having, and without any there may be rows that were told.
-    recipe = recipe.model_copy(update={"federation": recipe.federation.model_copy(update={"minimum": 0})})
     with opened(grid, recipe, run, run_context, adapter_spec(recipe), saved) as federation:
         told = {name: one for name in saved.profiles.keys() - missing.keys()
                 if (one := _kept(federation, name, spent[name]))}  # fmt: skip
         wanted = {name: spent[name] for name in saved.profiles.keys() - missing.keys() - told.keys()}
         if wanted:
             federation.began = True  # who holds other rows now is left out, as if it had come back in a round
-            assemble(federation, wanted.keys(), recipe.federation.join_timeout)
+            # Whoever comes is asked: a single silo's row is worth having, and rows may have been told before.
+            assemble(federation, wanted.keys(), recipe.federation.join_timeout, minimum=0)
             found, failed = _exchanged(federation, wanted)
             told, missing = told | found, missing | failed
     return dict(sorted(told.items())), dict(sorted(missing.items()))

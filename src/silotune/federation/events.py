@@ -15,7 +15,7 @@ class Event:
     """One thing that happened.
 
     Kinds: `run`, `leaks`, `fields_not_read`, `remark`, `start`, `message` (a line of the ledger), `joined`,
-    `round_start`, `asked`, `answered`, `left_out`, `round` (it is saved), `tracker_failed`, `finishing`.
+    `round_start`, `asked`, `asked_again`, `answered`, `left_out`, `round` (it is saved), `tracker_failed`, `finishing`.
     """
 
     kind: str
@@ -38,3 +38,8 @@ class RunContext:
     """Set to end the run after what is being done."""
     scratch: Path | None = None
     """Folder of `progress`, on one machine only."""
+    paused: Callable[[], bool] = lambda: False
+    """Whether no round is to begin for now."""
+    activations: Callable[[], Mapping[int, str]] | None = None
+    """For each node that is here, a mark that changes when it begins anew: a message from before is lost then. None:
+    nodes begin once."""

@@ -10,7 +10,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 
-from silotune.errors import AdmissionError, Interrupted
+from silotune.errors import AdmissionError, FederationError, Interrupted
 from silotune.federation import checkpoint
 from silotune.federation.events import Event, RunContext
 from silotune.federation.messages import TYPES, content, envelope, hashed_once, ledger_entry, refused_entry, weigh
@@ -23,6 +23,8 @@ from silotune.wire.envelope import Envelope, Kind, shown
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
 """Seconds between two looks for answers: short at first and after each answer, then longer."""
+LOOK_FOR_NODES = 5.0
+"""Seconds between two looks for nodes that have begun anew."""
 KEPT = 12 * 3600.0
 """Seconds that Flower keeps a message beyond its deadline, for answers that come late and clocks that jump."""
 
@@ -96,6 +98,7 @@ def exchange(
         Interrupted: the user asked to stop.
     """
     waiting, nodes = send(transport, requests, names, round_, seconds), list(requests)
+    again = _Again(transport, requests, names, round_) if transport.run_context.activations is not None else None
     del requests  # they may hold an adapter, and nobody else does
     sent = {asked.node for asked in waiting.values()}
     yield from (not_sent(node) for node in nodes if node not in sent)
@@ -105,15 +108,63 @@ def exchange(
             quiet = True
             for answer in arrivals(transport, waiting):
                 require_going(transport)
-                yield answer
+                if again is None or again.first(answer.node, waiting):
+                    yield answer
                 quiet = False
                 del answer  # while the next one is taken
             require_going(transport)
+            if again is not None:
+                again.look(waiting)
             pause = min(pause * 1.5, LONGEST_PAUSE) if quiet else FIRST_PAUSE
             if waiting and quiet:
                 time.sleep(pause)
     finally:
         transport.late.update(waiting)
+
+
+@dataclass
+class _Again:
+    """Asks once more what a node that has begun anew was asked before: Flower had given it the message, and it is lost.
+
+    A silo answers the same request with the same bits, and the answer to either is the one that is used.
+    """
+
+    transport: Transport
+    requests: Mapping[int, Envelope]
+    names: Mapping[int, str]
+    round: int
+    looked: float = field(default_factory=time.monotonic)
+    before: Mapping[int, str] | None = None
+    answered: set[int] = field(default_factory=set)
+
+    def first(self, node: int, waiting: dict[str, Asked]) -> bool:
+        """Whether this is a node's first answer; another one that is under way is not waited for any more."""
+        if node in self.answered:
+            return False
+        self.answered.add(node)
+        for identifier, asked in list(waiting.items()):
+            if asked.node == node:
+                self.transport.late[identifier] = waiting.pop(identifier)
+        return True
+
+    def look(self, waiting: dict[str, Asked]) -> None:
+        """Ask nodes that have begun anew, at most every few seconds."""
+        if time.monotonic() - self.looked < LOOK_FOR_NODES or self.transport.run_context.activations is None:
+            return
+        try:
+            now = self.transport.run_context.activations()
+        except FederationError:  # the server of nodes is away for a moment; nothing is known then
+            return
+        finally:
+            self.looked = time.monotonic()
+        before, self.before = self.before, {**(self.before or {}), **now}
+        if before is None:
+            return
+        for asked in list(waiting.values()):
+            node, left = asked.node, asked.until - time.monotonic()
+            if node in now and node in before and now[node] != before[node] and left > 0:
+                self.transport.run_context.watch(Event("asked_again", {"silo": asked.name, "round": self.round}))
+                waiting.update(send(self.transport, {node: self.requests[node]}, self.names, self.round, left))
 
 
 def require_going(transport: Transport) -> None:

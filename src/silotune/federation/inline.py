@@ -18,8 +18,9 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
-from silotune.data.silos.sources import SiloConfig
+from silotune.federation.app import PARTITION, make_client_app, make_server_app
 from silotune.federation.messages import TYPES
+from silotune.silo.worker import Worker
 
 if TYPE_CHECKING:  # it loads torch
     from silotune.federation.together import Together
@@ -34,15 +35,15 @@ class InlineGrid(Grid):
     Where silos train together, it is the messages of as many silos.
     """
 
-    def __init__(self, client_app: ClientApp, silos: Sequence[SiloConfig], together: "Together | None" = None) -> None:
-        """Make a node for every silo, numbered from 1 in the given order; `together` trains several in one pass."""
+    def __init__(self, client_app: ClientApp, silos: int, together: "Together | None" = None) -> None:
+        """Make a node for every silo, numbered from 1 by its partition; `together` trains several in one pass."""
         self._app = client_app
         self._together = together
         self._contexts = {
-            number: Context(
-                run_id=1, node_id=number, node_config={"silotune": silo.to_json()}, state=RecordDict(), run_config={}
+            partition + 1: Context(
+                run_id=1, node_id=partition + 1, node_config={PARTITION: partition}, state=RecordDict(), run_config={}
             )
-            for number, silo in enumerate(silos, 1)
+            for partition in range(silos)
         }
         self._pending: dict[str, Message] = {}
         self._numbers = itertools.count(1)
@@ -109,22 +110,14 @@ class InlineGrid(Grid):
         raise NotImplementedError("use flwr.app.Message(...)")
 
 
-def run_inline(
-    serve: Callable[[Grid], object],
-    client_app: ClientApp,
-    silos: Sequence[SiloConfig],
-    together: "Together | None" = None,
-) -> None:
+def run_inline(serve: Callable[[Grid], object], workers: Sequence[Worker], together: "Together | None" = None) -> None:
     """Run a ServerApp that serves, over a grid of these silos; what `serve` raises comes through.
 
     Args:
         serve: the server.
-        client_app: answers for every silo.
-        silos: of the grid.
-        together: what trains several silos in one pass, and answers in `client_app` for them.
+        workers: of the silos.
+        together: what trains several silos in one pass, and answers in their workers for them.
     """
-    from silotune.federation.app import make_server_app
-
     server_app: ServerApp = make_server_app(lambda grid, _: serve(grid))
     context = Context(run_id=1, node_id=SERVER, node_config={}, state=RecordDict(), run_config={})
-    server_app(InlineGrid(client_app, silos, together), context)
+    server_app(InlineGrid(make_client_app(workers), len(workers), together), context)

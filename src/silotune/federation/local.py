@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,21 +124,28 @@ def _size(files: SiloFiles) -> tuple[int, str]:
 
 @contextmanager
 def local_run_context(silos: int, watch: Watcher, scratch: Path) -> Iterator[RunContext]:
-    """The context of a run on this machine: Ctrl-C and SIGTERM end it in order, a second Ctrl-C at once."""
+    """The context of a run on this machine, which Ctrl-C and SIGTERM end in order."""
     run_context = RunContext(silos, fixed=True, watch=watch, stop=threading.Event(), scratch=scratch)
+    with stopping(run_context.stop, lambda: ask_to_stop(scratch)):
+        yield run_context
+
+
+@contextmanager
+def stopping(wanted: threading.Event, also: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM set an event, and do something more; a second Ctrl-C ends the process at once."""
 
     def stop(number: int, _: FrameType | None) -> None:
-        if run_context.stop.is_set() and number == signal.SIGINT:
+        if wanted.is_set() and number == signal.SIGINT:
             os._exit(130)  # Ray's processes end with this one
-        run_context.stop.set()
-        ask_to_stop(scratch)
+        wanted.set()
+        also()
 
     if threading.current_thread() is not threading.main_thread():
-        yield run_context
+        yield
         return
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield run_context
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

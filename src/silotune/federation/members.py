@@ -22,13 +22,19 @@ FIRST_RETRY, LONGEST_RETRY = 5.0, 600.0
 """Seconds until a node that could not be admitted is asked again: at first, and at most."""
 
 
-def assemble(federation: Federation, wanted: int | Set[str], seconds: float) -> None:
+def assemble(federation: Federation, wanted: int | Set[str], seconds: float, minimum: int | None = None) -> None:
     """Ask nodes to join until `wanted` silos are known (so many, or these), no others can come, or `seconds` are over.
 
     Nodes that are still thinking about who they are when enough are known are taken in at the next call.
 
+    Args:
+        federation: to ask for.
+        wanted: how many silos, or which.
+        seconds: to wait at most.
+        minimum: that must have come; None: the recipe's.
+
     Raises:
-        FederationError: fewer than the recipe's minimum have come.
+        FederationError: fewer than the minimum have come.
         ModelError: as many silos hold one base model as another.
         RunError: the run is being resumed, and a silo holds something else than before.
         Interrupted: the user asked to stop.
@@ -47,7 +53,7 @@ def assemble(federation: Federation, wanted: int | Set[str], seconds: float) -> 
             break
         require_going(federation.transport)
         time.sleep(PAUSE)
-    minimum = federation.recipe.federation.minimum
+    minimum = federation.recipe.federation.minimum if minimum is None else minimum
     if len(federation.members) < minimum:
         why = "; ".join(f"{refusal.name}: {refusal.reason}" for refusal in list(federation.refused.values())[:5])
         raise FederationError(

@@ -22,7 +22,7 @@ from silotune.federation import checkpoint, scoring
 from silotune.federation.checkpoint import Saved
 from silotune.federation.cohort import bounded, choose_cohort, weight_of
 from silotune.federation.events import RunContext
-from silotune.federation.exchange import Transport, enter_late
+from silotune.federation.exchange import Transport, enter_late, require_going
 from silotune.federation.federation import Federation
 from silotune.federation.inline import InlineGrid
 from silotune.federation.members import assemble
@@ -35,6 +35,9 @@ from silotune.model.base import public_name
 from silotune.settings import Job, Recipe
 from silotune.wire import codecs, manifest
 from silotune.wire.codecs.interface import Codec
+
+LOOK = 1.0
+"""Seconds between two looks for whether a federation is still paused."""
 
 
 def federate(
@@ -101,6 +104,7 @@ def _run(federation: Federation, saved: Saved | None) -> ServerState:
     if saved is None:
         _finish_round(federation, state, None, {}, time.monotonic())
     while state.round < recipe.training.rounds:
+        wait_while_paused(federation)
         state = _round(federation, state)
     return state
 
@@ -118,7 +122,22 @@ def _job(recipe: Recipe, identity: str) -> Job:
         holdout=recipe.data.holdout,
         algorithm=recipe.federation.algorithm,
         codec=recipe.wire.codec,
+        minimum=recipe.federation.minimum,
+        max_share=recipe.federation.max_share,
     )
+
+
+def wait_while_paused(federation: Federation) -> None:
+    """Begin no round while whoever runs the federation has paused it.
+
+    Raises:
+        Interrupted: the user asked to stop.
+    """
+    if federation.run_context.paused():
+        federation.tell("remark", text="paused: no round begins until `silotune consortium resume`")
+    while federation.run_context.paused():
+        require_going(federation.transport)
+        time.sleep(LOOK)
 
 
 # ------------------------------------------------------------------------------------------- one round

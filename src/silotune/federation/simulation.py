@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,11 +24,12 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from silotune.errors import FederationError
+from silotune.federation.app import make_client_app, make_server_app
 from silotune.federation.events import RunContext
 from silotune.federation.local import LocalSilos
-from silotune.federation.nodes import SCRATCH_VARIABLE, SILOS_VARIABLE
 from silotune.federation.reaper import end_all, end_workers, reaped
 from silotune.silo.progress import ask_to_stop
+from silotune.silo.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,7 @@ RAYS_PART = len("/sr-12345678/session_2026-01-01_00-00-00_123456_1234567/sockets
 
 def run_simulation(
     serve: Callable[[Grid], object],
-    client_app: ClientApp,
-    recipe_file: Path,
+    workers: Sequence[Worker],
     local_silos: LocalSilos,
     run_context: RunContext,
 ) -> None:
@@ -56,32 +56,17 @@ def run_simulation(
 
     Args:
         serve: runs a federation over Flower's grid.
-        client_app: answers for every silo.
-        recipe_file: from which workers read what their silos are.
-        local_silos: the silos, and how they share the machine.
+        workers: of the silos; they travel to the processes of the engine with each message.
+        local_silos: how the silos share the machine.
         run_context: with a scratch folder.
 
     Raises:
         FederationError: the engine could not be started or broke down.
     """
     assert run_context.scratch is not None
-    settings = {
-        SILOS_VARIABLE: str(recipe_file),
-        SCRATCH_VARIABLE: str(run_context.scratch),
-        "OMP_NUM_THREADS": str(local_silos.threads),
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
     ray_folder = _ray_folder()
-    try:
-        with reaped(ray_folder, run_context.scratch), _ray(local_silos, ray_folder):
-            _run(serve, client_app, local_silos, run_context, ray_folder)
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with reaped(ray_folder, run_context.scratch), _ray(local_silos, ray_folder):
+        _run(serve, make_client_app(workers), local_silos, run_context, ray_folder)
 
 
 def _ray_folder() -> Path:
@@ -99,8 +84,6 @@ def _run(
     ray_folder: Path,
 ) -> None:
     import flwr.simulation
-
-    from silotune.federation.app import make_server_app
 
     outcome: list[BaseException] = []
     served: list[bool] = []
@@ -167,6 +150,10 @@ def _ray(local_silos: LocalSilos, folder: Path) -> Iterator[None]:
 def _start_ray(local_silos: LocalSilos, folder: Path) -> None:
     import ray
 
+    variables = {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "OMP_NUM_THREADS": str(local_silos.threads),
+    }
     for left in reversed(range(STARTS)):
         try:
             ray.init(
@@ -175,7 +162,7 @@ def _start_ray(local_silos: LocalSilos, folder: Path) -> None:
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,
                 log_to_driver=False,
-                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}},
+                runtime_env={"env_vars": variables},
                 _temp_dir=str(folder),
             )
             return

@@ -14,14 +14,14 @@ from flwr.app import Context, Message
 from flwr.serverapp import Grid
 
 from silotune.data.silos.sources import SiloConfig
-from silotune.federation.app import MOST_BYTES, make_client_app
+from silotune.federation.app import MOST_BYTES, PARTITION
 from silotune.federation.inline import run_inline
 from silotune.federation.messages import envelope
-from silotune.federation.nodes import silo_of
 from silotune.silo.answer import ANSWERS
 from silotune.silo.start import Start
 from silotune.silo.train import finished, ready, train
 from silotune.silo.work import Work
+from silotune.silo.worker import Worker
 from silotune.training.local_run import StepReport, TrainingTask
 from silotune.training.together import TrainingOutcome, can_stack, train_together
 from silotune.wire.envelope import Envelope
@@ -31,16 +31,17 @@ logger = logging.getLogger(__name__)
 
 def run_together(serve: Callable[[Grid], object], silos: Sequence[SiloConfig], most: int) -> None:
     """Run a ServerApp inline, with at most so many silos trained in one pass; what `serve` raises comes through."""
-    together = Together(most)
-    run_inline(serve, make_client_app({**ANSWERS, "train": together.train}), silos, together)
+    together = Together(silos, most)
+    run_inline(serve, [Worker(silo, answers={**ANSWERS, "train": together.train}) for silo in silos], together)
 
 
 class Together:
     """Silos of a round that are trained in one pass; each is then asked, and answers with what it has come to."""
 
-    def __init__(self, most: int) -> None:
-        """Train at most so many in a pass."""
+    def __init__(self, silos: Sequence[SiloConfig], most: int) -> None:
+        """Train at most so many of these silos, numbered by their partitions, in a pass."""
         self.most = most
+        self._silos = silos
         self._done: dict[tuple[str, int], Done] = {}
 
     def train_all(self, asked: Sequence[tuple[Message, Context]]) -> None:
@@ -49,7 +50,7 @@ class Together:
         Args:
             asked: messages of kind `train` and one round, each with the node that it goes to.
         """
-        self._done = _outcomes([begun for begun in map(_begun, asked) if begun is not None])
+        self._done = _outcomes([begun for begun in map(self._begun, asked) if begun is not None])
 
     def train(self, request: Envelope, silo: SiloConfig) -> Envelope:
         """Answer for a silo: with what came of the pass, or of its own training if it was in none.
@@ -62,6 +63,15 @@ class Together:
             return train(request, silo)
         return finished(done.work, done.start, *done.outcome.result(), done.start.moments)
 
+    def _begun(self, asked: tuple[Message, Context]) -> tuple[Work, Start] | None:
+        """What a silo is to do, or None where that cannot be found out: its own answer will say why."""
+        message, context = asked
+        try:
+            silo = self._silos[int(context.node_config[PARTITION])]
+            return ready(envelope(message, "down", "train", MOST_BYTES), silo)
+        except Exception:
+            return None
+
 
 @dataclass(frozen=True)
 class Done:
@@ -70,15 +80,6 @@ class Done:
     work: Work
     start: Start
     outcome: TrainingOutcome
-
-
-def _begun(asked: tuple[Message, Context]) -> tuple[Work, Start] | None:
-    """What a silo is to do, or None where that cannot be found out: its own answer will say why."""
-    message, context = asked
-    try:
-        return ready(envelope(message, "down", "train", MOST_BYTES), silo_of(context.node_config))
-    except Exception:
-        return None
 
 
 def _outcomes(begun: Sequence[tuple[Work, Start]]) -> dict[tuple[str, int], Done]:

@@ -27,8 +27,13 @@ def absolute(recipe: Recipe, folder: Path) -> Recipe:
         base = _expanded(base, "model.base")
     elif not Path(base).is_absolute() and (looks_like_path(base) or os.path.lexists(folder / base)):
         base = str(_inside(folder, base, "model.base")) if base != ModelSettings().base else base
+    federation = recipe.federation
+    if federation.consortium is not None:
+        where = str(folder / Path(federation.consortium).expanduser())
+        federation = federation.model_copy(update={"consortium": where})
     return recipe.model_copy(
         update={
+            "federation": federation,
             "data": _absolute_data(recipe.data, folder),
             "model": recipe.model.model_copy(update={"base": base}),
         }

@@ -83,6 +83,8 @@ class RunFigures:
     rounds: Sequence[RoundLine]
     """The lines of metrics.jsonl that are about a round."""
     base_bytes: int
+    isolation: Mapping[str, str]
+    """How each silo's text is kept apart, as it said (`wire.profile.Profile`)."""
     traffic: Traffic
     times: Sequence[RoundTime]
     finished: bool
@@ -182,7 +184,8 @@ def gather(run: RunFolder, books: Books | None = None) -> RunFigures:
         )
     base_bytes = max((profile.base_bytes for profile in profiles.values()), default=0)
     rounds = [line for line in lines if line["silo"] is None]
-    return RunFigures(silos, rounds, base_bytes, books.traffic, books.clock.times(rounds), run.finished())
+    isolation = {name: profile.isolation for name, profile in profiles.items()}
+    return RunFigures(silos, rounds, base_bytes, isolation, books.traffic, books.clock.times(rounds), run.finished())
 
 
 def digests(run: RunFolder) -> Mapping[str, tuple[str, int]]:

@@ -58,7 +58,7 @@ class _State:
     remarks: list[str] = field(default_factory=list)
 
 
-REMARKS = ("leaks", "fields_not_read", "remark", "threads", "left_out", "tracker_failed")
+REMARKS = ("leaks", "fields_not_read", "remark", "threads", "asked_again", "left_out", "tracker_failed")
 """Events that stay in sight below the table."""
 
 
@@ -66,6 +66,8 @@ def lines_for(event: Event) -> list[str]:
     """What to say of an event where there is no terminal; nothing for most."""
     fields = event.fields
     if event.kind == "run":
+        if "consortium" in fields:
+            return [f"run folder {fields['path']} (consortium {printable(fields['consortium'])})"]
         return [f"run folder {fields['path']} ({fields['workers']} workers, {fields['threads']} threads each)"]
     if event.kind == "leaks":
         what = "left out of the test" if fields["dropped"] else "see silotune check"
@@ -94,6 +96,8 @@ def lines_for(event: Event) -> list[str]:
             f"round {fields['round']}: {printable(fields['silo'])} trained {fields['steps']} steps, "
             f"loss {fields['loss']:.3f}, {fields['tokens'] / max(fields['seconds'], 1e-9):.0f} tokens/s"
         ]
+    if event.kind == "asked_again":
+        return [f"round {fields['round']}: {printable(fields['silo'])} has come back and is asked again"]
     if event.kind == "left_out":
         return [f"left out: {printable(fields['silo'])}: {printable(fields['reason'])}"]
     if event.kind == "tracker_failed":
@@ -143,7 +147,7 @@ class LiveTable:
                 self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _on_run(self, fields: Fields) -> None:
-        self._state.scratch = Path(fields["scratch"])
+        self._state.scratch = Path(fields["scratch"]) if "scratch" in fields else None
         self._state.note = "loading the base model at the silos"
         for line in read_lines(RunFolder(Path(fields["path"])).ledger_file):  # of a run that is gone on with
             self._state.traffic.add(line)

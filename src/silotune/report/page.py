@@ -59,7 +59,7 @@ def content(run: RunFolder, books: Books | None = None) -> dict[str, object]:
         "intervals": intervals(comparison) if comparison else {},
         "samples": shown,
         "sample_tokens": samples.SAMPLE_TOKENS,
-        "privacy": privacy.measures(shown=bool(shown)),
+        "privacy": privacy.measures(figures.isolation, shown=bool(shown)),
         "digests": digests(run) if figures.finished else {},
         "limit": ROWS,
         "rounds": spread(sorted(figures.means)),

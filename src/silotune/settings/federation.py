@@ -66,8 +66,11 @@ class FederationSettings(Section):
     members: dict[Name, str] | None = None
     """Deployment: the silos that may take part, by name, each with its key (`silotune silo key` tells it), or "" for
     the key that comes with the name first. Else any may."""
-    engine: Literal["simulation", "inline"] = "simulation"
-    """`simulation`: Flower's engine, silos in worker processes; `inline`: one after another in this process."""
+    engine: Literal["simulation", "inline", "deployment"] = "simulation"
+    """`simulation`: Flower's engine, silos in worker processes; `inline`: one after another in this process;
+    `deployment`: the members of a consortium, each on its own machine."""
+    consortium: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """Deployment: the consortium's folder on this machine, made by `silotune consortium init`."""
     workers: Positive | None = None
     """Silos that train at the same time, read by the simulation engine alone; else one per core, at most the number of
     silos."""

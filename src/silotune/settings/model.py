@@ -10,23 +10,27 @@ from silotune.settings.section import Section
 Block = Annotated[int, Field(ge=0, le=10_000)]
 
 
+Keep = Literal["float32", "bfloat16", "off"]
+KeepMib = Annotated[int, Field(ge=0, le=1 << 20)]
+
+
 class ModelSettings(Section):
     """The base model, which stays frozen."""
 
     base: Annotated[str, Field(min_length=1)] = "smollm2-135m"
     """An embedded name, a folder in Hugging Face format, a GGUF file, or a hub id."""
     fingerprint: str | None = None
-    """The only base that a silo may hold, by its fingerprint, which `train` and `flwr run` tell of each silo that joins
+    """The only base that a silo may hold, by its fingerprint, which `train` tells of each silo that joins
     from a machine of its own; else the one that most hold."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where a silo computes; `auto` takes CUDA where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "nf4"] = "auto"
     """Number format of the frozen weights; `auto` is float32 on CPU and bfloat16 on CUDA. LoRA factors are always
     float32."""
-    keep: Literal["float32", "bfloat16", "off"] = "float32"
+    keep: Keep = "float32"
     """Where no adapter sits in the lower blocks (`lora.layers`), what those give for an example is computed once and
     kept: exactly, rounded to half the memory, or not."""
-    keep_mib: Annotated[int, Field(ge=0, le=1 << 20)] = 1024
+    keep_mib: KeepMib = 1024
     """MiB that a process keeps at most; what is over it is computed each time."""
 
     @field_validator("fingerprint")

@@ -9,7 +9,7 @@ from silotune.settings.data import DataSettings, Holdout, MaxLength, SystemTurns
 from silotune.settings.federation import AlgorithmName, FederationSettings
 from silotune.settings.model import NOT_NF4, LoraSettings, ModelSettings
 from silotune.settings.output import EvaluationSettings, ReportSettings, TrackerSettings
-from silotune.settings.section import Section
+from silotune.settings.section import Positive, Section, Share
 from silotune.settings.training import CodecName, TrainingSettings, WireSettings
 
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -98,3 +98,6 @@ class Job(Section):
     """For a silo without a test file whose node does not say its own, and, on a machine of its own, has none yet."""
     algorithm: AlgorithmName
     codec: CodecName
+    minimum: Positive
+    """Updates that a round must have to count: the server's promise, as is the next."""
+    max_share: Share

@@ -6,7 +6,8 @@ from pydantic import Field, field_validator
 
 from silotune.settings.data import Holdout, Meaning, TextRows
 from silotune.settings.federation import AlgorithmName
-from silotune.settings.section import Name, Positive, Section
+from silotune.settings.model import Keep, KeepMib
+from silotune.settings.section import Name, Positive, Section, Share
 from silotune.settings.training import CodecName
 
 Path = Annotated[str, Field(min_length=1, max_length=4096)]
@@ -18,11 +19,11 @@ class SuperLinkSettings(Section):
     """Where the federation's server is. Read by the carrier."""
 
     address: Annotated[str, Field(pattern=r"^[^\s/]+:[0-9]{1,5}$")]
-    """HOST:PORT of the SuperLink's Fleet API."""
+    """HOST:PORT of the consortium."""
     certificates: Path | None = None
     """The CA's certificate (PEM) by which the server is known; not needed for an address with a public certificate."""
     key: Path | None = None
-    """The node's private key (PEM), if the server knows its members by key. The carrier reads it."""
+    """The node's private key, as OpenSSH writes it: the consortium knows its members by key. The carrier reads it."""
 
 
 class HouseSettings(Section):
@@ -32,8 +33,6 @@ class HouseSettings(Section):
     """User of the worker, which reads text, base, memory and policy; else whoever starts it."""
     carrier: UserName | None = None
     """User of the carrier, which reaches the network and must not be able to read those."""
-    port: Annotated[int, Field(ge=1, le=65535)] = 9094
-    """Port of the SuperNode's own API, on this machine alone."""
 
 
 class SiloSettings(Section):
@@ -45,9 +44,9 @@ class SiloSettings(Section):
     """Its folder with `train.*` and, if there is one, `test.*`; or its NAME.train.* file."""
     base: Path | None = None
     """The base model here: a folder or a GGUF file; not needed for the embedded one."""
-    memory: Path = "memory"
+    memory: Path = "worker/memory"
     """The folder of what it remembers."""
-    ledger: Path = "ledger.jsonl"
+    ledger: Path = "worker/ledger.jsonl"
     """Where everything that leaves it is noted."""
     fields: dict[Meaning, Name] = {}  # noqa: RUF012 - pydantic gives each its own
     """What the fields of rows are, as in a recipe's `data.fields`."""
@@ -61,6 +60,10 @@ class SiloSettings(Section):
     """Where it computes; `auto` takes CUDA where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "nf4"] = "auto"
     """Number format of the frozen weights, as a recipe's `model.dtype`."""
+    keep: Keep = "float32"
+    """Numbers in which activations that training needs again are kept, as a recipe's `model.keep`."""
+    keep_mib: KeepMib = 1024
+    """MiB of them at most."""
     threads: Positive | None = None
     """Torch threads; else all cores."""
     superlink: SuperLinkSettings
@@ -87,6 +90,15 @@ class Policy(Section):
     """Rounds that a run may have."""
     rounds_per_day: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
     """Rounds that it trains in per day (UTC), over all runs."""
+    scores_per_day: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    """Models that it scores on its held-out rows per day (UTC), over all runs: each loss that is told says a little."""
+    joins_per_day: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    """Times that it joins a run per day (UTC)."""
+    min_silos: Annotated[int, Field(ge=1, le=1_000_000)] = 2
+    """Updates that a mean must be made of: a job that promises fewer (`federation.minimum`) is refused. It is the
+    server's word: no silo can see whether it is kept."""
+    max_share: Share = 1.0
+    """Largest share that one silo may have of a mean, as the job promises it (`federation.max_share`)."""
     min_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 8
     """It trains on no fewer different rows in a round, and tells no loss over fewer."""
     min_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 1

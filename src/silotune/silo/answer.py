@@ -34,11 +34,6 @@ Answers = Mapping[Kind, Callable[[Envelope, SiloConfig], Envelope]]
 """What answers each kind of message."""
 
 
-def answer(request: Envelope, silo: SiloConfig, answers: Answers | None = None) -> Envelope:
-    """Answer one message of the server, by `ANSWERS` if nothing else is given; what goes wrong is an answer too."""
-    return guarded(request.kind, lambda: (answers or ANSWERS)[request.kind](request, silo), silo)
-
-
 def guarded(kind: Kind, work: Callable[[], Envelope], silo: SiloConfig | None = None) -> Envelope:
     """Run `work`; turn an exception into a failure that carries no text of a silo and no folder of its machine.
 
@@ -76,7 +71,7 @@ def _join(request: Envelope, silo: SiloConfig) -> Envelope:
     scored = scored_rows(work)
     tested = silo.losses and scored >= silo.min_rows
     if silo.losses and not tested:
-        logger.warning("%d rows are held out, fewer than min-rows = %d: no loss is told", scored, silo.min_rows)
+        logger.warning("%d rows are held out, fewer than min_rows = %d: no loss is told", scored, silo.min_rows)
     profile = Profile(
         silo=silo.files.name,
         fingerprint=work.tuner.fingerprint,
@@ -90,6 +85,7 @@ def _join(request: Envelope, silo: SiloConfig) -> Envelope:
         test_cut=test.shortened if tested else 0,
         text_bytes=train.text_bytes + test.text_bytes,
         threads=silo.threads or cores(),
+        isolation=silo.isolation,
         version=silotune.__version__,
         key=public_key(silo.memory) if silo.own_machine and silo.memory else "",
         proof=proof(silo.memory, str(request.fields["job"])) if silo.own_machine and silo.memory else "",

@@ -1,13 +1,17 @@
 """A silo's folder on a machine of its own: what it is, what it allows, and who may read what.
 
-    FOLDER/silo.toml       what the silo is (`settings.silo.SiloSettings`)
-    FOLDER/policy.toml     what it allows (`settings.silo.Policy`); every key has a default
-    FOLDER/approved.txt    hashes of the jobs that somebody approved
-    FOLDER/memory/         what it remembers, its key too
-    FOLDER/ledger.jsonl    everything that left it, and what was turned away
+    FOLDER/silo.toml            what the silo is (`settings.silo.SiloSettings`)
+    FOLDER/policy.toml          what it allows (`settings.silo.Policy`); every key has a default
+    FOLDER/approved.txt         hashes of the jobs that somebody approved
+    FOLDER/paused               there while the silo is paused
+    FOLDER/worker/memory/       what it remembers, its key too
+    FOLDER/worker/ledger.jsonl  everything that left it, and what was turned away
+    FOLDER/worker/pending/      jobs that nobody has approved yet
+    FOLDER/carrier/             the carrier's own files, the node's key too
+    FOLDER/meet/worker          the socket where the two meet
 
-All of it is the worker's. The carrier has a folder of its own, `carrier/`, and meets the worker in `meet/`, at the
-socket.
+With two users the files on top are root's, and the worker may read them; `worker/` is the worker's alone, `carrier/`
+the carrier's.
 """
 
 import os
@@ -18,18 +22,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from silotune.data.silos.sources import SiloConfig
+from silotune.data.read.reading import Reading
+from silotune.data.silos.sources import SiloConfig, find_silos
 from silotune.errors import InputError
 from silotune.model.embedded import NAME
 from silotune.recipe.checking import checked
 from silotune.recipe.reading import parsed
 from silotune.settings.silo import Policy, SiloSettings
-from silotune.silo.node import from_node
-from silotune.wire.envelope import Scalar
 
-SETTINGS, POLICY, APPROVED = "silo.toml", "policy.toml", "approved.txt"
-MEET, CARRIER, SOCKET = "meet", "carrier", "worker"
-"""Folders below the silo's: where the socket of that name lies, and what the carrier writes."""
+SETTINGS, POLICY, APPROVED, PAUSED = "silo.toml", "policy.toml", "approved.txt", "paused"
+OWN, MEET, CARRIER = "worker", "meet", "carrier"
+"""Folders below the silo's: what the worker writes, where the socket lies, and what the carrier writes."""
+SOCKET, NODE_KEY, PENDING = "worker", "node.key", "pending"
 KEYS = "docs/silo.md lists every key"
 
 
@@ -56,17 +60,27 @@ class House:
         return self.folder / MEET / SOCKET
 
     @property
+    def own(self) -> Path:
+        """What the worker writes."""
+        return self.folder / OWN
+
+    @property
     def carrier_folder(self) -> Path:
         """What the carrier writes."""
         return self.folder / CARRIER
 
     @property
+    def ruled(self) -> Sequence[Path]:
+        """What says what the silo is and allows: whoever runs it writes these, and the worker reads them."""
+        named = (self.folder / name for name in (SETTINGS, POLICY, APPROVED, PAUSED))
+        return [place for place in named if place.exists()]
+
+    @property
     def private(self) -> Sequence[Path]:
         """What the carrier must not be able to read."""
-        own = [self.folder / name for name in (SETTINGS, POLICY, APPROVED)]
         files = self.config().files
         text = map(Path, (self.silo.data, *files.train, *files.test))
-        places = [*text, Path(self.silo.memory), Path(self.silo.ledger), *own]
+        places = [*text, Path(self.silo.memory), Path(self.silo.ledger), self.own, *self.ruled]
         return [place for place in places if place.exists()]
 
     @property
@@ -82,19 +96,34 @@ class House:
         Raises:
             InputError: it cannot be used.
         """
-        silo = self.silo
-        given: dict[str, Scalar] = {
-            "data": silo.data, "silo": silo.name, "memory": silo.memory, "ledger": silo.ledger, "device": silo.device,
-            "dtype": silo.dtype, "text-rows": silo.text_rows, "drop-leaks": silo.drop_leaks,
-            "min-rows": self.policy.min_rows,
-        }  # fmt: skip
-        for key, value in (("base", silo.base), ("holdout", silo.holdout), ("threads", silo.threads)):
-            if value is not None:
-                given[key] = value
-        if silo.fields:
-            given["fields"] = ",".join(f"{meaning}={name}" for meaning, name in silo.fields.items())
-        found = from_node(given)
-        return replace(found, min_steps=self.policy.min_steps, losses=self.policy.losses)
+        silo, policy = self.silo, self.policy
+        found = find_silos(silo.data)
+        if len(found) != 1:
+            raise InputError(f"{self.folder / SETTINGS}: data: must be one silo's, and {silo.data} holds {len(found)}.")
+        return SiloConfig(
+            files=replace(found[0], name=silo.name),
+            base=silo.base,
+            holdout=silo.holdout,
+            reading=Reading(tuple(sorted(silo.fields.items())), silo.text_rows),
+            drop_leaks=silo.drop_leaks,
+            device=silo.device,
+            dtype=silo.dtype,
+            keep=silo.keep,
+            keep_mib=silo.keep_mib,
+            threads=silo.threads or 0,
+            min_rows=policy.min_rows,
+            min_steps=policy.min_steps,
+            losses=policy.losses,
+            ledger=Path(silo.ledger),
+            memory=Path(silo.memory),
+            isolation=self.isolation(),
+            own_machine=True,
+        )
+
+    def isolation(self) -> Literal["users", "none"]:
+        """Whether worker and carrier are different users."""
+        house = self.silo.house
+        return "users" if house.worker and house.carrier and house.worker != house.carrier else "none"
 
     def users(self) -> tuple[User, User]:
         """The users of worker and carrier.

@@ -17,8 +17,8 @@ from silotune.errors import InputError
 from silotune.silo.memory import KEY, writing
 
 PURPOSE = b"silotune: a silo joins the run of this job\n"
+LEAVING = b"silotune: a silo leaves its consortium\n"
 """Before what is signed, so that a signature means this and nothing else."""
-
 
 SMALL_ORDER = frozenset(
     point[:62] + sign
@@ -57,8 +57,17 @@ def proof(root: Path, job: str) -> str:
     return _private(root).sign(PURPOSE + job.encode()).hex()
 
 
-def holds(key: str, signature: str, job: str) -> bool:
-    """Whether whoever holds a public key has signed a job; not if either is none.
+def farewell(root: Path, told: str) -> str:
+    """The silo's signature of its wish to leave a consortium, in hexadecimal.
+
+    Raises:
+        InputError: its key cannot be read or written.
+    """
+    return _private(root).sign(LEAVING + told.encode()).hex()
+
+
+def holds(key: str, signature: str, job: str, purpose: bytes = PURPOSE) -> bool:
+    """Whether whoever holds a public key has signed a job, or a text for another purpose; not if either is none.
 
     Both must be written as they are here, digit for digit: a key is a name, and has one spelling. Points of small order
     are no keys, for one signature holds for every job.
@@ -66,7 +75,7 @@ def holds(key: str, signature: str, job: str) -> bool:
     if not re.fullmatch("[0-9a-f]{64}", key) or not re.fullmatch("[0-9a-f]{128}", signature) or key in SMALL_ORDER:
         return False
     try:
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(bytes.fromhex(signature), PURPOSE + job.encode())
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(bytes.fromhex(signature), purpose + job.encode())
     except (ValueError, InvalidSignature):
         return False
     return True

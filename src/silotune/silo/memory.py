@@ -28,13 +28,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from silotune import atomic, cache
+from silotune import atomic
 from silotune.errors import InputError
 
 Remembered = dict[str, NDArray[np.float32]]
@@ -53,11 +52,6 @@ SHARES = 0.05, 0.5
 def hash_of(job: str) -> str:
     """The hash by which a silo pins a job, and by which somebody approves it."""
     return hashlib.sha256(job.encode()).hexdigest()
-
-
-def default_root() -> Path:
-    """Where a silo on its own machine remembers if nobody says: below `SILOTUNE_HOME`, else with the user's data."""
-    return (cache.home() if os.environ.get("SILOTUNE_HOME") else platformdirs.user_data_path("silotune")) / "memory"
 
 
 @dataclass(frozen=True)
@@ -145,7 +139,7 @@ class Memory:
             joined = self._pin.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError):
             raise InputError(
-                "this silo does not remember that it joined this run: restart its SuperNode, so that it joins again"
+                "this silo does not remember that it joined this run: start the silo again, so that it joins again"
             ) from None
         if joined != hash_of(job):
             raise InputError("the server asks for another job than the one with which this silo joined this run")
@@ -181,7 +175,7 @@ def writing(root: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise InputError(
-            f"this silo's memory cannot be written ({error.strerror}): name a folder with the node's `memory`"
+            f"this silo's memory cannot be written ({error.strerror}): name another folder as `memory` in silo.toml"
         ) from None
 
 

@@ -1,7 +1,7 @@
 """A silo trains: in a round of the federation, or alone."""
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,14 +15,14 @@ from silotune.errors import InputError
 from silotune.model.adapter import AdapterState, initial_adapter
 from silotune.silo.memory import Remembered
 from silotune.silo.outbound import written
-from silotune.silo.start import MOMENTS, Received, Start, begin, moments_in
+from silotune.silo.start import MOMENTS, Start, begin, moments_in
 from silotune.silo.work import Work, memory_of, prepare, require_losses, require_rows
 from silotune.wire import codecs
 from silotune.wire.envelope import Envelope, Scalar
 from silotune.wire.profile import Alone
 
 if TYPE_CHECKING:  # it loads torch
-    from silotune.training.local_run import TrainingTotals
+    from silotune.training.local_run import TrainingTask, TrainingTotals
 
     Trained = tuple[TrainingTotals, AdapterState, Remembered | None]
     """Totals, adapter and moments."""
@@ -103,15 +103,20 @@ def _controls(work: Work, start: Start, result: LocalResult) -> tuple[Arrays, Re
 
 def _trained(work: Work, start: Start) -> "Trained":
     """Train on the silo's rows: totals, and what adapter and moments have become."""
-    from silotune.training.local_run import TrainingTask
     from silotune.training.loop import train_round
 
-    task = TrainingTask(
-        work.silo.files.name, work.corpus.train, start.received.adapter, start.trainable,
-        lambda step: work.progress(**asdict(step)), start.moments, start.drift,
-    )  # fmt: skip
+    task = _task(work, start.received.adapter, start.trainable, start.moments, start.drift)
     totals, adapter = train_round(work.tuner, work.forward_plan, task, work.job.training, work.job.seed, work.round)
     return totals, adapter, start.moments
+
+
+def _task(
+    work: Work, adapter: AdapterState, trainable: frozenset[str], moments: Remembered | None, drift: Arrays
+) -> "TrainingTask":
+    from silotune.training.local_run import TrainingTask
+
+    return TrainingTask(work.silo.files.name, work.corpus.train, adapter, trainable,
+                        lambda step: work.progress(**asdict(step)), moments, drift)  # fmt: skip
 
 
 def alone(request: Envelope, silo: SiloConfig) -> Envelope:
@@ -120,21 +125,20 @@ def alone(request: Envelope, silo: SiloConfig) -> Envelope:
     Whatever the method: it is what the silo could do without the others.
     """
     from silotune.training.evaluation import evaluate
+    from silotune.training.loop import train_alone
 
     began = time.monotonic()
     work, rounds = prepare(request, silo), int(request.fields["rounds"])
     if not 1 <= rounds <= work.job.training.rounds:
         raise InputError(f"the server asks for {rounds} rounds alone; the run has {work.job.training.rounds}")
     require_losses(work)
-    training = work.job.training.model_copy(update={"rounds": rounds, "proximal": 0.0})
-    work = replace(work, job=work.job.model_copy(update={"training": training}))
-    adapter: AdapterState = initial_adapter(work.tuner.spec, derive(work.job.seed, "adapter"))
-    moments = moments_in(work, {})
-    steps = tokens = loss_tokens = 0
-    for round_ in range(1, rounds + 1):
-        start = Start(Received(adapter, {}), {}, work.tuner.spec.names, moments, {})
-        totals, adapter, moments = _trained(replace(work, round=round_), start)
-        steps, tokens, loss_tokens = steps + totals.steps, tokens + totals.tokens, loss_tokens + totals.loss_tokens
+    spec, seed = work.tuner.spec, work.job.seed
+    training = work.job.training.model_copy(update={"rounds": rounds})
+    task = _task(work, initial_adapter(spec, derive(seed, "adapter")), spec.names, moments_in(work, {}), {})
+    trained = [totals for _, totals, _ in train_alone(work.tuner, work.forward_plan, task, training, seed)]
+    steps, tokens, loss_tokens = (
+        sum(getattr(totals, count) for totals in trained) for count in ("steps", "tokens", "loss_tokens")
+    )
     score = evaluate(work.tuner, work.forward_plan, work.corpus.test, lambda: work.progress())
     told = Alone(score.rows, score.tokens, score.loss, score.correct, steps, tokens, loss_tokens,
                  time.monotonic() - began)  # fmt: skip

@@ -113,11 +113,11 @@ def _base(job: Job, silo: SiloConfig) -> str:
     if silo.base is not None:
         return silo.base
     if job.base == LOCAL or public_name(job.base) != job.base:
-        raise InputError("the job's base model is a local one: name its place here with the node's `base`")
+        raise InputError("the job's base model is a local one: name its place here as `base` in silo.toml")
     if job.base != EMBEDDED:
         raise InputError(
             "the job's base model is one of the Hugging Face hub, and no server may choose what is fetched to this "
-            "machine: if it is to be, name it with the node's `base`"
+            "machine: if it is to be, name it as `base` in silo.toml"
         )
     return job.base
 
@@ -142,7 +142,7 @@ def memory_of(work: Work) -> Memory | None:
     if work.silo.memory is None:
         raise InputError(
             f"{asked[0]} has a silo remember from round to round, and this one has no place for that: name a folder "
-            "with the node's `memory`"
+            "with `memory` in silo.toml"
         )
     return Memory(work.silo.memory, work.job.run, work.silo.files.name)
 
@@ -155,7 +155,7 @@ def scored_rows(work: Work) -> int:
 def require_rows(rows: int, what: str, silo: SiloConfig) -> None:
     """Refuse to tell of so few rows that a figure, or an update, would be one of single rows."""
     if rows < silo.min_rows:
-        raise InputError(f"{what} {rows} rows, and this silo tells nothing of fewer than {silo.min_rows} (min-rows)")
+        raise InputError(f"{what} {rows} rows, and this silo tells nothing of fewer than {silo.min_rows} (min_rows)")
 
 
 def require_losses(work: Work) -> None:

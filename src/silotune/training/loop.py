@@ -1,6 +1,8 @@
 """A silo's part of a round: so many steps of AdamW on its own rows, from the adapter that it received."""
 
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -62,3 +64,27 @@ def train_round(
             model.eval()
             optimizer.zero_grad(set_to_none=True)
     return local_run.totals(time.monotonic() - began), lora.take(model)
+
+
+def train_alone(
+    tuner: Tuner, forward_plan: ForwardPlan, task: TrainingTask, settings: TrainingSettings, seed: int, done: int = 0
+) -> Iterator[tuple[int, TrainingTotals, AdapterState]]:
+    """Train plainly, each round from where the last one ended: what whoever holds these rows can do without others.
+
+    Args:
+        tuner, forward_plan, seed: as for `train_round`.
+        task: the rows, and the adapter after the rounds that are done; its moments go on from round to round.
+        settings: of the training; its proximal term is left out.
+        done: rounds that lie behind.
+
+    Yields:
+        For each round its number, what it did, and the adapter that came of it.
+
+    Raises:
+        DivergedError: the loss is not finite.
+    """
+    plain = settings.model_copy(update={"proximal": 0.0})
+    for round_ in range(done + 1, settings.rounds + 1):
+        totals, adapter = train_round(tuner, forward_plan, task, plain, seed, round_)
+        yield round_, totals, adapter
+        task = replace(task, adapter=adapter)

@@ -26,7 +26,7 @@ Scalar = str | int | float
 Kind = Literal["join", "train", "evaluate", "alone"]
 Direction = Literal["down", "up"]
 
-SCHEMA = 6
+SCHEMA = 7
 """Travels with every message; another number is refused on both sides."""
 NOT_HELD = "this silo does not keep the adapter that it is to train from"
 """The reason of a silo that was sent an adapter's digest and must be sent the adapter."""

@@ -68,6 +68,10 @@ def frame(envelope: Envelope) -> Frame:
     return Frame(LENGTH.pack(len(text)) + text, array)
 
 
+class CutShortError(AdmissionError):
+    """A stream ended before an envelope did."""
+
+
 def read(source: Source, direction: Direction, most_bytes: int) -> Envelope:
     """Read one envelope.
 
@@ -121,6 +125,6 @@ def _exactly(source: Source, size: int) -> bytearray:
     while len(found) < size:
         count = source.readinto(piece[: size - len(found)])
         if not count:
-            raise AdmissionError("the stream ended within an envelope")
+            raise CutShortError("the stream ended within an envelope")
         found += piece[:count]
     return found

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+ISOLATIONS = ("users", "none", "simulation")
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -19,6 +21,8 @@ class Profile:
     test_cut: int
     text_bytes: int
     threads: int
+    isolation: str
+    """What keeps its text from a server's code, one of `ISOLATIONS`: its word, as all of this is."""
     version: str
     key: str
     """Its public key in hexadecimal; empty in a simulation."""

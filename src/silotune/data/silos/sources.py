@@ -1,11 +1,10 @@
 """Which silos there are, and which files are theirs."""
 
 import glob
-import json
 import os
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from silotune.data.read.files import printable, require_file
@@ -228,7 +227,7 @@ def _silo(folder: Path, name: str) -> SiloFiles:
 
 @dataclass(frozen=True)
 class SiloConfig:
-    """What a silo knows of itself: its own node configuration. Nothing in it ever comes from the server."""
+    """What a silo knows of itself. Nothing in it ever comes from the server."""
 
     files: SiloFiles
     base: str | None = None
@@ -261,25 +260,9 @@ class SiloConfig:
     """Where the silo itself notes what leaves it."""
     memory: Path | None = None
     """Where it keeps what it must remember from round to round; None: it remembers nothing."""
+    isolation: str = "simulation"
+    """How its text is kept from what a server sends: by two users of its machine (`users`), or not (`none`)."""
     own_machine: bool = False
     """Whether it is on a machine that is not the server's: then a job is pinned, and what is held out is its own."""
     scratch: Path | None = None
     """A folder on this machine where progress is shown and a wish to stop is read."""
-
-    def to_json(self) -> str:
-        """Write as one line of JSON."""
-        return json.dumps(asdict(self), default=str)
-
-    @classmethod
-    def from_json(cls, text: str) -> "SiloConfig":
-        """Read what `to_json` wrote."""
-        values = json.loads(text)
-        for key in ("leaks", "ledger", "memory", "scratch"):
-            values[key] = Path(values[key]) if values[key] else None
-        files, reading = values.pop("files"), values.pop("reading")
-        fields = tuple((meaning, name) for meaning, name in reading["fields"])
-        return cls(
-            files=SiloFiles(files["name"], tuple(files["train"]), tuple(files["test"]), files["part"]),
-            reading=Reading(fields, reading["text_rows"]),
-            **values,
-        )
