@@ -28,7 +28,7 @@ def init(
 ) -> None:
     """Make a consortium: its certificate authority, its server's certificate, its settings."""
     from silotune.consortium.folder import SETTINGS, create
-    from silotune.consortium.units import write_units
+    from silotune.consortium.up import write_units
     from silotune.recipe.checking import checked
     from silotune.settings.consortium import ConsortiumSettings
 

@@ -30,19 +30,23 @@ def join(
     """Come into a consortium: draw the silo's keys here, send their public halves, and make its folder."""
     from silotune.errors import InputError
     from silotune.silo import joining
+    from silotune.silo.units import write_units
 
     two = tuple(name.strip() for name in users.split(",")) if users is not None else None
     if two is not None and len(two) != 2:
         raise InputError("--users: two names are wanted, WORKER,CARRIER.")
     place = folder or Path(joining.read_invitation(invitation).name)
     house, mark = joining.join(invitation, data, place, base, two)
+    units = write_units(house)
     if as_json:
-        typer.echo(json.dumps({"event": "joined", "folder": str(house.folder), "fingerprint": mark}))
+        typer.echo(json.dumps({"event": "joined", "folder": str(house.folder), "fingerprint": mark,
+                               "units": list(map(str, units))}))  # fmt: skip
         return
     typer.echo(
         f"{house.folder}: joined as {house.silo.name}.\n"
         f"fingerprint {mark}\n"
         "Have the coordinator read theirs to you by telephone (silotune consortium status): it must be the same.\n"
+        f"units for systemd: {units[0].parent}\n"
         f"Next: silotune silo doctor {place}, then silotune silo up {place}"
     )
 
@@ -142,6 +146,20 @@ def up(folder: Folder) -> None:
     from silotune.silo.up import up
 
     up(open_house(folder), stopped(), lambda text: typer.echo(f"silotune: {text}", err=True))
+
+
+@app.command(hidden=True)
+def prepare(folder: Folder) -> None:
+    """Give worker and carrier what is theirs, and end with 2 if they are not apart; before a unit starts a part."""
+    from silotune.silo.house import open_house, require_startable
+    from silotune.silo.up import prepare, require_apart
+
+    house = open_house(folder)
+    worker, carrier = house.users()
+    require_startable(house)
+    prepare(house, worker, carrier)
+    if worker.number != carrier.number:
+        require_apart(house, worker, carrier)
 
 
 @app.command()

@@ -24,8 +24,8 @@ from filelock import FileLock
 from silotune import atomic
 from silotune.consortium.folder import CA, MEMBERS, Consortium
 from silotune.errors import AdmissionError, InputError
+from silotune.silo.joining import NAME
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MOST_OPEN = 1000
 """Invitations and members that a consortium keeps."""
 

@@ -1,12 +1,16 @@
 """A consortium's two processes, kept running: Flower's SuperLink on this machine alone, and the gateway before it."""
 
 import os
+import pwd
 import sys
 import threading
+from pathlib import Path
 
+from silotune import units
 from silotune.consortium.folder import CA, CERTIFICATE, KEY, SECRET, Consortium
 from silotune.errors import InputError
 from silotune.supervision import Part, Tell, keep, program
+from silotune.units import Unit
 
 SUPERLINK = "from flwr.superlink.cli.flower_superlink import flower_superlink; flower_superlink()"
 """Flower's command, with this very Python."""
@@ -48,3 +52,16 @@ def up(consortium: Consortium, stop: threading.Event, tell: Tell) -> None:
 
     tell(f"consortium {settings.name}: members reach it at {consortium.address}")
     keep(parts, stop, tell, renewed)
+
+
+def write_units(consortium: Consortium) -> Path:
+    """Write the unit of a consortium's server into its folder; returns its path.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    name, user = consortium.settings.name, pwd.getpwuid(os.geteuid()).pw_name
+    server = Unit(f"silotune-consortium-{name}", f"silotune consortium {name}", ("consortium", "up", consortium.folder),
+                  user, (consortium.folder,), more=("PrivateDevices=yes", "ProtectProc=invisible"))  # fmt: skip
+    (place,) = units.write([server], consortium.folder)
+    return place

@@ -41,5 +41,5 @@ class RunContext:
     paused: Callable[[], bool] = lambda: False
     """Whether no round is to begin for now."""
     activations: Callable[[], Mapping[int, str]] | None = None
-    """For each node that is here, a mark that changes when it begins anew: a message from before is lost then. None:
-    nodes begin once."""
+    """For each node that may come, a mark that changes when it begins anew, for a message from before is lost then;
+    empty while it is away. None: nodes begin once. Raises FederationError where that is not known."""

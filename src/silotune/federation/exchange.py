@@ -1,5 +1,6 @@
 """One message to each of some silos, and their answers as they arrive: with a deadline, and in the ledger."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,9 @@ from silotune.wire.envelope import Envelope, Kind, shown
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
 """Seconds between two looks for answers: short at first and after each answer, then longer."""
+GRACE = 180.0
+"""Seconds for which a node that has gone is waited for where its answer is not needed: a server notices within two
+minutes that one was killed, and takes it back then."""
 LOOK_FOR_NODES = 5.0
 """Seconds between two looks for nodes that have begun anew."""
 KEPT = 12 * 3600.0
@@ -37,6 +41,8 @@ ERRORS = {
     ErrorCode.NODE_UNAVAILABLE: "the silo is not connected any more",
     ErrorCode.CLIENT_APP_CRASHED: "the silo's process died",
 }
+LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+"""Of these: those that say that a node has gone."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Answer:
     problem: str | None
     bytes_down: int
     bytes_up: int
+    lost: bool = False
+    """Whether the node went while it worked on this."""
 
 
 @dataclass(frozen=True)
@@ -86,37 +94,47 @@ class Transport:
 
 
 def exchange(
-    transport: Transport, requests: Mapping[int, Envelope], names: Mapping[int, str], round_: int, seconds: float
+    transport: Transport,
+    requests: Mapping[int, Envelope],
+    names: Mapping[int, str],
+    round_: int,
+    seconds: float,
+    enough: int = 0,
 ) -> Iterator[Answer]:
     """Send each node its request and yield every node's answer or problem, in the order of arrival.
 
     Nodes are asked in the order of `requests`. A node that has not answered after `seconds` yields a problem, its work
     is called off where it can be, and its answer, should it come later, is entered in the ledger but not used. Where
     silos answer in turn, the time of each counts for it alone, as if they all worked at once, and none is cut short.
+    A node that goes while it works is waited for, and asked again when it is back: for a while where `enough` good
+    answers are there, else until the deadline.
 
     Raises:
         Interrupted: the user asked to stop.
     """
     waiting, nodes = send(transport, requests, names, round_, seconds), list(requests)
-    again = _Again(transport, requests, names, round_) if transport.run_context.activations is not None else None
-    del requests  # they may hold an adapter, and nobody else does
+    again = None
+    if transport.run_context.activations is not None:
+        again = _Again(transport, requests, names, round_, time.monotonic() + seconds, enough)
+    del requests  # they may hold an adapter; where nodes begin once nobody else does
     sent = {asked.node for asked in waiting.values()}
     yield from (not_sent(node) for node in nodes if node not in sent)
     pause = FIRST_PAUSE
     try:
-        while waiting:
+        while waiting or (again is not None and again.missing):
             quiet = True
             for answer in arrivals(transport, waiting):
                 require_going(transport)
-                if again is None or again.first(answer.node, waiting):
+                if again is None or again.takes(answer, waiting):
                     yield answer
                 quiet = False
                 del answer  # while the next one is taken
             require_going(transport)
             if again is not None:
                 again.look(waiting)
+                yield from (answer for answer in again.gone() if again.takes(answer, waiting))
             pause = min(pause * 1.5, LONGEST_PAUSE) if quiet else FIRST_PAUSE
-            if waiting and quiet:
+            if quiet and (waiting or again is not None):
                 time.sleep(pause)
     finally:
         transport.late.update(waiting)
@@ -124,47 +142,80 @@ def exchange(
 
 @dataclass
 class _Again:
-    """Asks once more what a node that has begun anew was asked before: Flower had given it the message, and it is lost.
+    """Asks once more what a node was asked before it began anew: Flower had given it the message, and it is lost.
 
-    A silo answers the same request with the same bits, and the answer to either is the one that is used.
+    A silo answers the same request with the same bits, and the first answer is the one that is used.
     """
 
     transport: Transport
     requests: Mapping[int, Envelope]
     names: Mapping[int, str]
     round: int
-    looked: float = field(default_factory=time.monotonic)
-    before: Mapping[int, str] | None = None
+    until: float
+    """The deadline, on the monotonic clock."""
+    enough: int
+    """Good answers beyond which a node that has gone is waited for a while only."""
     answered: set[int] = field(default_factory=set)
+    missing: dict[int, tuple[Answer, float]] = field(default_factory=dict)
+    """Nodes that went while they worked: what Flower says of it, and when, on the monotonic clock."""
+    good: int = 0
 
-    def first(self, node: int, waiting: dict[str, Asked]) -> bool:
-        """Whether this is a node's first answer; another one that is under way is not waited for any more."""
-        if node in self.answered:
+    def __post_init__(self) -> None:
+        self._looked = time.monotonic()
+        self._marks = {node: mark for node, mark in (self._now() or {}).items() if mark}
+
+    def _now(self) -> Mapping[int, str] | None:
+        assert self.transport.run_context.activations is not None
+        try:
+            return self.transport.run_context.activations()
+        except FederationError:  # the server of nodes is away for a moment
+            return None
+
+    def takes(self, answer: Answer, waiting: dict[str, Asked]) -> bool:
+        """Whether this is a node's answer; another one that is under way is not waited for any more.
+
+        A node that has gone may come back, as long as there is time.
+        """
+        if answer.node in self.answered:
             return False
-        self.answered.add(node)
+        if answer.lost and answer.node not in self.missing and time.monotonic() < self.until:
+            self.missing[answer.node] = answer, time.monotonic()
+            return False
+        self.answered.add(answer.node)
+        self.good += answer.problem is None
+        self.missing.pop(answer.node, None)
         for identifier, asked in list(waiting.items()):
-            if asked.node == node:
+            if asked.node == answer.node:
                 self.transport.late[identifier] = waiting.pop(identifier)
         return True
 
     def look(self, waiting: dict[str, Asked]) -> None:
         """Ask nodes that have begun anew, at most every few seconds."""
-        if time.monotonic() - self.looked < LOOK_FOR_NODES or self.transport.run_context.activations is None:
+        now = time.monotonic()
+        if now - self._looked < LOOK_FOR_NODES or now >= self.until:
             return
-        try:
-            now = self.transport.run_context.activations()
-        except FederationError:  # the server of nodes is away for a moment; nothing is known then
+        self._looked = now
+        under_way, here = {asked.node for asked in waiting.values()}, self._now()
+        if here is None:
             return
-        finally:
-            self.looked = time.monotonic()
-        before, self.before = self.before, {**(self.before or {}), **now}
-        if before is None:
-            return
-        for asked in list(waiting.values()):
-            node, left = asked.node, asked.until - time.monotonic()
-            if node in now and node in before and now[node] != before[node] and left > 0:
-                self.transport.run_context.watch(Event("asked_again", {"silo": asked.name, "round": self.round}))
-                waiting.update(send(self.transport, {node: self.requests[node]}, self.names, self.round, left))
+        for node in self.missing.keys() - here.keys():  # it was expelled
+            self.missing[node] = self.missing[node][0], -math.inf
+        for node, mark in here.items():
+            if node not in self.requests or node in self.answered or mark in ("", self._marks.get(node)):
+                continue
+            known, self._marks[node] = node in self._marks, mark
+            if node in self.missing or (known and node in under_way):
+                self.missing.pop(node, None)
+                self.transport.run_context.watch(Event("asked_again", {"silo": self.names[node], "round": self.round}))
+                waiting.update(
+                    send(self.transport, {node: self.requests[node]}, self.names, self.round, self.until - now)
+                )
+
+    def gone(self) -> list[Answer]:
+        """What is known of nodes that have gone and are not waited for any more."""
+        now, enough = time.monotonic(), self.good >= self.enough
+        return [answer for answer, since in self.missing.values()
+                if now >= self.until or since == -math.inf or (enough and now >= since + GRACE)]  # fmt: skip
 
 
 def require_going(transport: Transport) -> None:
@@ -320,7 +371,7 @@ def _too_late(asked: Asked) -> str:
 def _open(transport: Transport, reply: Message | str, asked: Asked, late: bool) -> Answer:
     """Enter an answer in the ledger and say what it is. Whatever goes wrong in reading it is its own fault."""
     if isinstance(reply, Message) and reply.has_error():
-        return Answer(asked.node, None, _error_text(reply), asked.bytes, 0)
+        return Answer(asked.node, None, _error_text(reply), asked.bytes, 0, lost=reply.error.code in LOST)
     kind, name, opened = asked.kind, asked.name or unnamed(asked.node), None
     try:
         if isinstance(reply, str):

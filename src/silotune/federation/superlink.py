@@ -215,9 +215,9 @@ class SuperLink:
 
 
 def activations(link: SuperLink) -> Callable[[], dict[int, str]]:
-    """What tells, for each node that is online, when it last began: a message to it from before that is lost."""
+    """What tells, for each node that may come, when it last began: a message to it from before that is lost."""
 
     def look() -> dict[int, str]:
-        return {node.number: node.activated for node in link.nodes() if node.status == "online"}
+        return {node.number: node.activated if node.status == "online" else "" for node in link.nodes()}
 
     return look

@@ -59,7 +59,7 @@ def _answers(federation: Federation, state: ServerState, names: Mapping[int, str
     seconds, began = federation.recipe.federation.round_timeout, time.monotonic()
     again: dict[int, Answer] = {}
     for answer in exchange(federation.transport, _requests(federation, state, list(names)), names, state.round + 1,
-                           seconds):  # fmt: skip
+                           seconds, federation.recipe.federation.minimum):  # fmt: skip
         if answer.problem == NOT_HELD and answer.node in federation.holders:
             again[answer.node] = answer
             continue

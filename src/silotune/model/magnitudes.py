@@ -44,7 +44,7 @@ def base_norms(location: str, settings: LoraSettings) -> AdapterState:
     return _base_norms(location, settings.model_dump_json(), folder, stored.stamps(folder))
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)  # of the same files always the same; reading a large base takes a minute
 def _base_norms(location: str, settings: str, folder: Path, stamps: object) -> AdapterState:
     del stamps  # other files at the same place are another base
     tuned = lora.attach(base.load_skeleton(location), LoraSettings.model_validate_json(settings))
@@ -56,14 +56,15 @@ def _base_norms(location: str, settings: str, folder: Path, stamps: object) -> A
 
 def _with_weights(location: str) -> Path:
     """The folder of a base's weights; those of a hub id are fetched first, as transformers fetches them."""
-    if not Path(location).is_dir():
-        _fetch(location)
-    return stored.folder_of(location)
-
-
-@functools.lru_cache(maxsize=1)
-def _fetch(location: str) -> None:
-    base.load_model(location, base.Placement("cpu", "float32"))
+    try:
+        folder = stored.folder_of(location)
+        stored.stamps(folder)
+    except (OSError, ModelError):
+        if Path(location).is_dir():
+            raise
+        base.load_model(location, base.Placement("cpu", "float32"))
+        folder = stored.folder_of(location)
+    return folder
 
 
 def _norms(tuned: Any, tensor: TensorSpec, weights: Mapping[str, Callable[[], Any]]) -> NDArray[np.float32]:

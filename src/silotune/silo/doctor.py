@@ -69,7 +69,9 @@ class WrongError(SilotuneError):
 def _text(house: House) -> str:
     files = house.config().files
     size = sum(Path(file).stat().st_size for file in (*files.train, *files.test))
-    return f"{len(files.train)} files to train on, {len(files.test)} to test on, {size / 1e6:.1f} MB"
+    train, test = len(files.train), len(files.test)
+    shown = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    return f"{train} file{'' if train == 1 else 's'} to train on, {test} to test on, {shown}"
 
 
 def _isolation(house: House) -> str:

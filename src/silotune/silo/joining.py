@@ -1,6 +1,7 @@
 """A silo comes into a consortium: it draws its keys here, sends their public halves, and its folder is made."""
 
 import json
+import re
 import ssl
 import time
 from collections.abc import Mapping
@@ -21,11 +22,13 @@ from silotune.silo.identity import farewell, public_key
 PATIENCE = 30.0
 """Seconds to wait for a consortium's answer."""
 MOST_INVITATION = 64 << 10
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What a coordinator may call a member: a folder and units of this machine are named so."""
 POLICY_TEXT = """\
 # What this silo allows. Whatever a job asks for beyond it is refused before anything is loaded, and nothing but the
 # refusal leaves. A change takes effect when the silo is started again. Every key is in docs/silo.md.
 
-isolation = "{isolation}"     # "users": worker and carrier must be two users. "none": one user may do for both
+{isolation}# "users": worker and carrier must be two users. "none": one user may do for both
 approve = false           # true: somebody here says yes to each job, `silotune silo approve FOLDER`
 losses = true             # whether losses over held-out rows may leave
 min_rows = 8              # neither a loss nor an update may be of fewer rows
@@ -65,7 +68,7 @@ def read_invitation(place: Path) -> Invited:
             raise ValueError
         told = json.loads(place.read_text(encoding="utf-8"))
         found = Invited(**told)
-        if not all(isinstance(one, str) for one in told.values()):
+        if not all(isinstance(one, str) for one in told.values()) or not NAME.fullmatch(found.name):
             raise ValueError
     except OSError as error:
         raise InputError(f"{place}: cannot be read ({error.strerror}).") from None
@@ -103,6 +106,7 @@ def join(
     else:
         _write(folder, invited, data, base, users)
         house = open_house(folder)
+    house.users()  # before the token is shown, for it works once
     node_key, silo_key = _node_key(folder), public_key(Path(house.silo.memory))
     told = ask(
         invited.address, "/silotune/v1/join", folder / "ca.pem",
@@ -129,7 +133,8 @@ def _write(folder: Path, invited: Invited, data: Path, base: str | None, users: 
         (folder / "ca.pem").write_text(invited.certificates, encoding="ascii")
         (folder / "ca.pem").chmod(0o644)
         if not (folder / POLICY).exists():
-            text = POLICY_TEXT.format(isolation="users" if users else "none")
+            isolation = "isolation = " + json.dumps("users" if users else "none")
+            text = POLICY_TEXT.format(isolation=f"{isolation:26}")
             atomic.write_bytes(folder / POLICY, text.encode(), private=True)
         atomic.write_bytes(folder / SETTINGS, tomli_w.dumps(settings).encode(), private=True)
     except OSError as error:

@@ -51,7 +51,7 @@ def up(house: House, stop: threading.Event, tell: Tell) -> None:
     parts = [
         Part("worker", [*as_user(worker, network=False), *program("silo", "worker", house.folder)],
              house.own, environment(worker, house.own)),
-        Part("carrier", [*as_user(carrier, network=True), *program("silo", "carrier"), *_carried(house)],
+        Part("carrier", [*as_user(carrier, network=True), *program("silo", "carrier"), *carried(house)],
              house.carrier_folder, environment(carrier, house.carrier_folder), longest=CARRIER_PAUSE),
     ]  # fmt: skip
     tell(f"worker as {worker.name}, carrier as {carrier.name}, on the way to {house.silo.superlink.address}")
@@ -132,8 +132,8 @@ def as_user(user: User, network: bool) -> list[str]:
             "--inh-caps=-all", "--bounding-set=-all", "--pdeathsig=TERM", "--"]  # fmt: skip
 
 
-def _carried(house: House) -> list[str]:
-    """What the carrier is told: nothing that is the worker's."""
+def carried(house: House) -> list[str]:
+    """What a carrier is told, as arguments of its command: nothing that is the worker's."""
     link = house.silo.superlink
     told = ["--socket", str(house.socket), "--superlink", link.address]
     for option, value in (("--certificates", link.certificates), ("--key", link.key)):
