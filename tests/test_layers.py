@@ -12,7 +12,7 @@ import silotune
 
 ROOT = Path(silotune.__file__).parent
 LAYERS = {
-    "errors": 0, "streams": 0, "settings": 0, "recipe": 0, "reference": 0, "cache": 0, "atomic": 0, "named": 0, "supervision": 0, "data": 1, "model": 1, "training": 2, "wire": 2, "privacy": 2, "algorithms": 2, "aggregation": 2,
+    "errors": 0, "streams": 0, "settings": 0, "recipe": 0, "reference": 0, "cache": 0, "atomic": 0, "named": 0, "supervision": 0, "units": 0, "data": 1, "model": 1, "training": 2, "wire": 2, "privacy": 2, "algorithms": 2, "aggregation": 2,
     "silo": 3, "federation": 3, "compare": 4, "inference": 4, "consortium": 4, "report": 5, "demo": 5, "launch": 6, "api": 6, "commands": 6, "cli": 6, "__init__": 6, "": 6,
 }  # fmt: skip
 INSIDE_A_LAYER = {
@@ -21,6 +21,8 @@ INSIDE_A_LAYER = {
     ("recipe", "errors"),
     ("streams", "errors"),
     ("cache", "errors"),
+    ("units", "errors"),
+    ("units", "supervision"),
     ("reference", "settings"),
     ("cli", "commands"),
     ("api", "launch"),
