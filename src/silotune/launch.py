@@ -87,7 +87,7 @@ def _launch_deployed(recipe: Recipe, old: RunFolder | None, out: Path | None, wa
                                  activations=activations(consortium.link))  # fmt: skip
         with local.stopping(run_context.stop):
             if not _all_rounds_done(folder, recipe):
-                with consortium.link.run() as grid:
+                with consortium.link.run(run_context.stop) as grid:
                     federate(grid, recipe, folder, run_context, spec)
             tracked(Event("finishing"))
             finish(recipe, folder, run_context.stop, text_is_here=False)
@@ -114,7 +114,7 @@ def compare_deployed(run: RunFolder, watch: Watcher) -> "Comparison":
         running(consortium, run.path),
         quiet(run.log_file),
         local.stopping(run_context.stop),
-        consortium.link.run() as grid,
+        consortium.link.run(run_context.stop) as grid,
     ):
         told, missing = alone.ask(grid, run, run_context)
     return deployed.compare(run, told, missing)

@@ -15,7 +15,7 @@ from silotune.algorithms.scaffold import METHOD, PREFIX
 from silotune.federation import checkpoint, updates
 from silotune.model.adapter import AdapterSpec
 from silotune.settings import FederationSettings
-from silotune.silo.answer import answer
+from silotune.silo.worker import Worker
 
 NAME = "m.lora_B.weight"
 RATE, STEPS = 0.05, 10
@@ -145,9 +145,9 @@ def test_a_silo_that_is_away_holds_back_no_more_than_its_share():
 
 
 def test_a_silo_without_a_place_to_remember_says_so(train, monkeypatch):
-    honest = answer
+    honest = Worker.answer
     monkeypatch.setattr(
-        "silotune.federation.app.answer", lambda request, silo, _: honest(request, replace(silo, memory=None))
+        Worker, "answer", lambda worker, request: honest(Worker(replace(worker.silo, memory=None)), request)
     )
     with pytest.raises(silotune.FederationError, match=r'algorithm = "scaffold" has a silo remember'):
         train()

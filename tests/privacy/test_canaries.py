@@ -189,7 +189,7 @@ def test_the_client_takes_no_path_from_the_server(make_recipe, tmp_path):
 
     assert set(Job.model_fields) == {
         "name", "run", "seed", "base", "lora", "max_length", "system", "training", "holdout", "algorithm",
-        "codec",
+        "codec", "minimum", "max_share",
     }  # fmt: skip
     sent = []
     run(

@@ -14,10 +14,10 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 class RealConsortium:
     """A consortium whose processes end with the test."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, listen: str = "127.0.0.1") -> None:
         self.folder, self.port = folder, free_port()
         self.started: dict[str, subprocess.Popen[str]] = {}
-        helpers.run("consortium", "init", folder, "--host", "127.0.0.1", "--listen", "127.0.0.1", "--port", self.port,
+        helpers.run("consortium", "init", folder, "--host", "127.0.0.1", "--listen", listen, "--port", self.port,
                     "--superlink-port", free_port())  # fmt: skip
 
     def start(self, name: str, *arguments: object, **options: object) -> "subprocess.Popen[str]":

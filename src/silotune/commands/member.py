@@ -206,9 +206,14 @@ def carrier(
     key: Annotated[Path | None, typer.Option("--key", help="The node's private key.")] = None,
 ) -> None:
     """Run a silo's carrier alone: its node, which takes messages to the worker."""
+    import signal
+    import sys
+
     from silotune.federation.carrier import carry
 
-    carry(socket, superlink, certificates, key, stopped())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
+    carry(socket, superlink, certificates, key)
 
 
 @app.command()

@@ -10,7 +10,6 @@ What is used of Flower here is internal to it, and used nowhere else. Its versio
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Set
 from dataclasses import dataclass
@@ -51,15 +50,17 @@ MOST_PARTS = 1 << 14
 NO_WORKER = "this silo's worker does not answer: whoever runs the silo must start it"
 
 
-def carry(socket: Path, superlink: str, certificates: Path | None, key: Path | None, stop: threading.Event) -> None:
-    """Be a silo's node, and carry its messages to the worker, until `stop` is set.
+def carry(socket: Path, superlink: str, certificates: Path | None, key: Path | None) -> None:
+    """Be a silo's node, and carry its messages to the worker, until the SuperLink takes this node no more.
+
+    A SuperLink that is away is waited for. Whoever wants an end raises SystemExit in this thread, as `silo carrier`
+    does for SIGTERM: Flower's client waits without looking at anything.
 
     Args:
         socket: where the worker answers.
         superlink: HOST:PORT of the consortium.
         certificates: of its CA (PEM); None: those that the system trusts.
         key: of the node, as OpenSSH writes it; None: it draws one, which an open SuperLink takes.
-        stop: looked at between two messages.
 
     Raises:
         InputError: a file cannot be read.
@@ -71,7 +72,8 @@ def carry(socket: Path, superlink: str, certificates: Path | None, key: Path | N
         carrier = Carrier(socket, receive, send, pull, push, confirm)
         heard = time.monotonic()
         logger.warning("%s takes this node", superlink)
-        while not stop.wait(IDLE_PAUSE if time.monotonic() - heard > IDLE else PAUSE):
+        while True:
+            time.sleep(IDLE_PAUSE if time.monotonic() - heard > IDLE else PAUSE)
             if carrier.carry_one():
                 heard = time.monotonic()
 

@@ -9,6 +9,7 @@ What is used of Flower here is internal to it; its version is pinned, and tests/
 """
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -43,7 +44,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
-from silotune.errors import FederationError, InputError
+from silotune.errors import FederationError, InputError, Interrupted
 
 ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 """What the executor's secret is asked for."""
@@ -68,6 +69,8 @@ serverapp = "nothing:server_app"
 clientapp = "nothing:client_app"
 """
 
+AWAY = 300.0
+"""Seconds for which a SuperLink that does not answer is waited for in a run."""
 Client = TypeVar("Client", bound=ProtobufClient)
 
 
@@ -128,11 +131,17 @@ class SuperLink:
             control.UnregisterNode(UnregisterNodeRequest(node_id=number))
 
     @contextmanager
-    def run(self) -> Iterator[Grid]:
+    def run(self, stop: threading.Event) -> Iterator[Grid]:
         """A run, and the grid of its nodes, for as long as the block lasts; it has failed if the block raises.
+
+        A SuperLink that goes away is waited for: it may be started again.
+
+        Args:
+            stop: set to wait no longer.
 
         Raises:
             FederationError: the SuperLink does not answer, or gives us no task.
+            Interrupted: `stop` was set while a SuperLink that had gone was waited for.
         """
         content, _ = build_fab_from_files({"pyproject.toml": NAMEPLATE.encode(), "nothing.py": b""})
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
@@ -140,6 +149,7 @@ class SuperLink:
             run = control.StartRun(StartRunRequest(fab=fab_to_proto(fab))).run_id
         grid = HttpGrid(self.address, root_certificates=self._root(), token=self._task_of(run))
         client = grid._runtime_client
+        grid._retry_invoker.max_time, grid._retry_invoker.wait_function = AWAY, _waiting(stop)
         beat = HeartbeatSender(make_task_heartbeat_fn_http(client))
         status, details = SubStatus.FAILED, "the run could not go on"
         try:
@@ -148,7 +158,8 @@ class SuperLink:
             TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
             TaskIdentity.node_id = context_from_proto(given.context).node_id
             grid.set_run(run_from_proto(given.run))
-            yield grid
+            with self._answering():
+                yield grid
             status, details = SubStatus.COMPLETED, ""
         finally:
             grid._retry_invoker.max_tries = 1  # a server that is away is not waited for at the end
@@ -212,6 +223,16 @@ class SuperLink:
                 f"the SuperLink at {self.address} does not answer as it should ({type(error).__name__}): is "
                 "`silotune consortium up` running?"
             ) from error
+
+
+def _waiting(stop: threading.Event) -> Callable[[float], None]:
+    """What waits between two attempts to reach a SuperLink, until the user asks to stop."""
+
+    def wait(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise Interrupted("Stopped by the user while the SuperLink did not answer.")
+
+    return wait
 
 
 def activations(link: SuperLink) -> Callable[[], dict[int, str]]:

@@ -38,9 +38,7 @@ def up(house: House, stop: threading.Event, tell: Tell) -> None:
     if apart:
         require_apart(house, worker, carrier)
     else:
-        tell(
-            'isolation = "none": whatever runs as this user, an app that a server sends too, can read this silo\'s text'
-        )
+        tell('isolation = "none": worker and carrier are one user, and whoever takes over that user reads the text')
     fetch = [*as_user(worker, network=True), *program("silo", "worker", house.folder, "--fetch")]
     done = subprocess.run(
         fetch, cwd=house.own, env=environment(worker, house.own), check=False, umask=0o077, text=True,
