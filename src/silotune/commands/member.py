@@ -211,8 +211,14 @@ def carrier(
 
     from silotune.federation.carrier import carry
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(0))
+    def not_taken(*_: object) -> None:
+        # Flower's client sends its own process SIGINT where a server refuses its signature, and says nothing.
+        typer.echo(f"silotune: {superlink} does not take this node: it is no member's, or this machine's clock is "
+                   "wrong. `silotune silo doctor` says which.", err=True)  # fmt: skip
+        sys.exit(2)
+
+    signal.signal(signal.SIGINT, not_taken)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     carry(socket, superlink, certificates, key)
 
 
