@@ -84,7 +84,8 @@ def _launch_deployed(recipe: Recipe, old: RunFolder | None, out: Path | None, wa
         tracked(Event("run", {"path": str(folder.path), "consortium": consortium.settings.name}))
         checkpoint.require_sound(folder, checkpoint.latest(folder), spec)
         run_context = RunContext(expected, fixed=False, watch=tracked, paused=lambda: consortium.paused,
-                                 activations=activations(consortium.link))  # fmt: skip
+                                 activations=activations(consortium.link),
+                                 called=partial(membership.name_of, consortium))  # fmt: skip
         with local.stopping(run_context.stop):
             if not _all_rounds_done(folder, recipe):
                 with consortium.link.run(run_context.stop) as grid:
@@ -108,7 +109,8 @@ def compare_deployed(run: RunFolder, watch: Watcher) -> "Comparison":
 
     consortium, recipe = _with_members(run.recipe())
     run_context = RunContext(recipe.federation.silos or 1, fixed=False, watch=watch,
-                             activations=activations(consortium.link))  # fmt: skip
+                             activations=activations(consortium.link),
+                             called=partial(membership.name_of, consortium))  # fmt: skip
     with (
         run_folder.held(run),
         running(consortium, run.path),

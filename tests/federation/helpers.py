@@ -89,10 +89,13 @@ class Network(Grid):
     set_run = run = create_message = send_and_receive
 
 
-def serve(grid: Network, recipe: Recipe, out: Path, expected: int, watch: Any = lambda _: None) -> RunFolder:
+def serve(
+    grid: Network, recipe: Recipe, out: Path, expected: int, watch: Any = lambda _: None, **circumstances: Any
+) -> RunFolder:
     """Run a federation as on the members' machines: over a grid on which nodes come and go."""
     folder = run_folder.reopen(out, recipe) if out.exists() else run_folder.create(recipe, out)
-    federate(grid, recipe, folder, RunContext(expected, fixed=False, watch=watch), adapter_spec(recipe))
+    run_context = RunContext(expected, fixed=False, watch=watch, **circumstances)
+    federate(grid, recipe, folder, run_context, adapter_spec(recipe))
     return folder
 
 

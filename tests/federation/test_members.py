@@ -10,8 +10,9 @@ from tests.federation.helpers import Network, client_app, serve
 import silotune
 from silotune.errors import FederationError, InputError
 from silotune.federation import local
-from silotune.federation.messages import FIELDS
+from silotune.federation.messages import FIELDS, content
 from silotune.silo.identity import proof, public_key
+from silotune.wire.envelope import failure
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +103,19 @@ def test_a_silo_that_comes_back_with_other_rows_is_left_out_and_the_others_go_on
     said = ("birch", "it holds other rows or another base model than when it joined first")
     assert said in story.all("left_out", "silo", "reason")
     assert [line["silos"] for line in folder.metrics() if line["silo"] is None] == [0, 3, 2, 2, 2]
+
+
+def test_a_member_that_refuses_is_called_by_its_name(recipe, tmp_path):
+    """A silo whose policy does not allow a job says no name: whose node it is, the consortium knows."""
+
+    def change(request, reply, silo):
+        if silo == "birch":
+            return Message(content(failure("join", "this silo is paused by whoever runs it")), reply_to=request)
+        return None
+
+    grid, story = network(recipe, change)
+    serve(grid, recipe, tmp_path / "run", 2, story, called=lambda node: "birch" if node == 2 else "")
+    assert ("birch", "this silo is paused by whoever runs it") in story.all("left_out", "silo", "reason")
 
 
 def test_at_the_start_of_a_resumed_run_a_silo_with_other_rows_is_refused_and_ends_nothing(recipe, tmp_path):

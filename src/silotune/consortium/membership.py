@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -100,6 +100,13 @@ def read(consortium: Consortium) -> Book:
         return Book()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{place}: cannot be read ({type(error).__name__}). Put a copy of it back.") from None
+
+
+def name_of(consortium: Consortium, number: int) -> str:
+    """The name of the member whose node has a number; empty where nobody knows."""
+    with suppress(InputError):  # a run does not end because of a name
+        return next((one.name for one in read(consortium).members.values() if one.number == number), "")
+    return ""
 
 
 @contextmanager

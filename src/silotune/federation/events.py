@@ -40,6 +40,8 @@ class RunContext:
     """Folder of `progress`, on one machine only."""
     paused: Callable[[], bool] = lambda: False
     """Whether no round is to begin for now."""
+    called: Callable[[int], str] = lambda _: ""
+    """Whose node that is, for one that says nothing itself; empty where nobody knows."""
     activations: Callable[[], Mapping[int, str]] | None = None
     """For each node that may come, a mark that changes when it begins anew, for a message from before is lost then;
     empty while it is away. None: nodes begin once. Raises FederationError where that is not known."""

@@ -120,7 +120,10 @@ def _hear(federation: Federation, answer: Answer) -> None:
 
 
 def _name_to_tell(federation: Federation, answer: Answer) -> str:
-    """What to call a node that is refused: the name that it gives, unless that is another's."""
+    """What to call a node that is refused: a member's by its name, another by that which it gives, unless that is
+    another's."""
+    if known := federation.run_context.called(answer.node):
+        return known
     name = shown(str(answer.content.fields["silo"]))[:64] if answer.content else ""
     return name if name and name not in names_here(federation) else unnamed(answer.node)
 
