@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 SPREAD := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-fast check lint format types bench docs site clean help
+.PHONY: setup demo test test-fast test-long check lint format types bench docs site clean help
 
 help:            ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -27,6 +27,9 @@ demo: setup      ## three invented organisations tune one model together, in a f
 
 test: setup      ## all tests, on a random small model and on the real one
 	@$(SPREAD)
+
+test-long: setup ## the faults that take minutes: parts killed, stopped and cut off in each phase
+	@$(BIN)/python -m pytest -m long tests/real
 
 test-fast: setup ## the tests that need no real processes and no real model
 	@$(SPREAD) -m "not real"

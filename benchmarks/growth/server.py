@@ -73,7 +73,7 @@ class Answered(Grid):
     def _answer(self, request: Message) -> Message:
         silo = f"silo{request.metadata.dst_node_id:04d}"
         if request.metadata.message_type == "query":
-            profile = Profile(silo, "f" * 32, 1, 40, 4000, 2000, 0, 0, 0, 0, 9000, 1, "0", "", "")
+            profile = Profile(silo, "f" * 32, 1, 40, 4000, 2000, 0, 0, 0, 0, 9000, 1, "simulation", "0", "", "")
             return Message(content(Envelope("up", "join", asdict(profile))), reply_to=request)
         stored = Array("float32", (self.spec.size,), "numpy.ndarray", self.file.read_bytes())
         records = RecordDict({**self.train, ADAPTER: ArrayRecord({ARRAY: stored})})

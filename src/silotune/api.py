@@ -288,8 +288,18 @@ def _wanted(
             raise RunError("--out names a new run and --resume an old one: give one of them.")
         if given is None and overrides:
             given = absolute(overridden(RunFolder(Path(resume).resolve()).recipe(), overrides), Path.cwd())
+        if given is not None:
+            given = _with_members_of(given, Path(resume))
         folder = run_folder.reopen(Path(resume), given)
         return folder.recipe(), folder
     if given is None:
         raise RunError("give a recipe, or a run to go on with.")
     return given, None
+
+
+def _with_members_of(recipe: Recipe, run: Path) -> Recipe:
+    """A recipe with the members with which a run of a consortium began, where it names none itself."""
+    if recipe.federation.engine != "deployment" or recipe.federation.members is not None:
+        return recipe
+    members = RunFolder(run.resolve()).recipe().federation.members
+    return recipe.model_copy(update={"federation": recipe.federation.model_copy(update={"members": members})})

@@ -40,7 +40,9 @@ class RealConsortium:
         helpers.run("consortium", "invite", self.folder, name, "--out", place, *options)
         return place
 
-    def join(self, name: str, data: Path, base: Path, policy: str = "min_rows = 1", **options: object) -> Path:
+    def join(
+        self, name: str, data: Path, base: Path, policy: str = "min_rows = 1\nmin_silos = 1", **options: object
+    ) -> Path:
         """Invite a member, and have it join; its folder."""
         house = self.folder.parent / f"house-{name}"
         helpers.run("silo", "join", self.invite(name), "--data", data, "--base", base, "--folder", house, **options)
@@ -81,15 +83,27 @@ class RealConsortium:
                 left.kill()
 
 
+def parts_of(process: "subprocess.Popen[str]", part: str) -> list[psutil.Process]:
+    """The processes below one that are a part of a silo (`silo worker`, `silo carrier`) or of a server (`gateway`,
+    `flower_superlink`)."""
+    found = []
+    for child in helpers.family(process):
+        try:
+            if f" {part}" in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:  # it has just ended
+            continue
+    return found
+
+
 def part_of(process: "subprocess.Popen[str]", part: str) -> psutil.Process:
-    """A part of a silo (`worker`, `carrier`) or of a server (`gateway`, `flower_superlink`)."""
-    wanted = [child for child in helpers.family(process) if f" {part}" in " ".join(child.cmdline())]
-    assert wanted, f"there is no {part}"
-    return wanted[0]
+    found = parts_of(process, part)
+    assert found, f"there is no {part}"
+    return found[0]
 
 
 def has_part(process: "subprocess.Popen[str]", part: str) -> bool:
-    return any(f" {part}" in " ".join(child.cmdline()) for child in helpers.family(process))
+    return bool(parts_of(process, part))
 
 
 def _code(*arguments: object) -> int:

@@ -72,7 +72,14 @@ def counted_once(out, rounds=3, silos=2):
     assert all(line["silos"] == silos for line in found if line["silo"] is None and line["round"])
 
 
-@pytest.mark.parametrize("parts", [("silo worker",), ("silo carrier",), ("silo worker", "silo carrier")])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(("silo worker",), marks=pytest.mark.long),
+        pytest.param(("silo carrier",), marks=pytest.mark.long),
+        ("silo worker", "silo carrier"),
+    ],
+)
 def test_a_silo_whose_parts_are_killed_while_it_trains_comes_back(
     recipe_file, members, consortium, expected, tmp_path, parts
 ):
@@ -109,7 +116,14 @@ def test_a_run_whose_own_process_is_killed_in_each_phase_goes_on_to_the_same_bit
     counted_once(out)
 
 
-@pytest.mark.parametrize("parts", [("flower_superlink",), ("gateway",), ("flower_superlink", "gateway")])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(("flower_superlink",), marks=pytest.mark.long),
+        pytest.param(("gateway",), marks=pytest.mark.long),
+        ("flower_superlink", "gateway"),
+    ],
+)
 def test_a_server_whose_parts_are_killed_comes_back_and_the_run_goes_on_or_says_how(
     recipe_file, members, consortium, expected, tmp_path, parts
 ):
@@ -128,6 +142,7 @@ def test_a_server_whose_parts_are_killed_comes_back_and_the_run_goes_on_or_says_
     counted_once(out)
 
 
+@pytest.mark.long
 def test_a_silo_that_stands_still_beyond_the_timeout_is_left_out_where_enough_others_answer(
     recipe_file, members, consortium, tmp_path
 ):
@@ -165,6 +180,7 @@ def test_where_too_few_answer_the_run_ends_with_what_was_reached_and_one_command
     counted_once(out)
 
 
+@pytest.mark.long
 def test_a_member_that_comes_in_the_middle_is_not_of_the_run_and_one_that_is_expelled_is_out(
     recipe_file, members, consortium, silos, tiny_base, tmp_path
 ):
@@ -184,6 +200,7 @@ def test_a_member_that_comes_in_the_middle_is_not_of_the_run_and_one_that_is_exp
                   or "ended" in consortium.log("house-birch").read_text(), members["birch"])  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("place", "change"),
     [("state", "cut"), ("state", "altered"), ("ledger", "cut"), ("adapter", "altered")],
@@ -225,6 +242,7 @@ def _spoil(path, change):
         path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 0x40]) + whole[middle + 1 :])
 
 
+@pytest.mark.long
 def test_a_full_disk_of_the_server_ends_the_run_with_what_was_reached(
     recipe_file, members, consortium, expected, tmp_path
 ):

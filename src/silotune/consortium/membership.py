@@ -69,6 +69,8 @@ class Member:
     """The number that Flower gave its node."""
     joined: str
     """ISO 8601."""
+    token: str
+    """The SHA-256 of the token with which it came in: it may ask again, if the answer got lost."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,13 @@ def admit(consortium: Consortium, token: str, name: str, node_key: str, silo_key
     hashed = hashlib.sha256(token.encode()).hexdigest()
     with _changing(consortium) as held:
         book = held[0]
+        before = book.members.get(name)
+        if (
+            before is not None
+            and hmac.compare_digest(before.token, hashed)
+            and (before.node_key, before.silo_key) == (node_key, silo_key)
+        ):
+            return before
         opened = book.invited.get(name)
         known = opened is not None and hmac.compare_digest(opened.token, hashed)
         # One answer for all that is wrong with a token: it says nothing of who is invited.
@@ -163,7 +172,8 @@ def admit(consortium: Consortium, token: str, name: str, node_key: str, silo_key
         if any(silo_key == one.silo_key or node_key == one.node_key for one in book.members.values()):
             raise AdmissionError("another member has that key")
         number = consortium.link.register(node_key.encode(), name)
-        member = Member(name, node_key, silo_key, number, datetime.now(UTC).isoformat(timespec="seconds"))
+        joined = datetime.now(UTC).isoformat(timespec="seconds")
+        member = Member(name, node_key, silo_key, number, joined, hashed)
         left = {other: one for other, one in book.invited.items() if other != name}
         held[0] = Book({**book.members, name: member}, left)
     return member

@@ -15,7 +15,6 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
@@ -108,10 +107,11 @@ class Carrier:
     confirm: Callable[[int, str], None]
 
     def carry_one(self) -> bool:
-        """Carry a message to the worker, and its answer back; whether there was one. The next one finds a carrier.
+        """Carry a message to the worker, and its answer back; whether there was one.
 
         Raises:
-            httpx.HTTPError: the SuperLink takes this node no more.
+            Exception: the SuperLink takes this node no more.
+            SystemExit: the message, or its answer, did not come over the line.
         """
         try:
             received = self.receive()
@@ -128,8 +128,10 @@ class Carrier:
             self._push(reply, time.monotonic() - began)
         except RunNotRunningException:
             logger.warning("a message is of a run that has ended")
-        except (Exception, httpx.HTTPError) as error:
+        except Exception as error:
+            # The answer is lost, and is asked for again when this node begins anew.
             logger.warning("a message could not be carried: %s", type(error).__name__)
+            raise SystemExit(1) from None
         return True
 
     def _whole(self, message: Message, tree: ObjectTree) -> Message:

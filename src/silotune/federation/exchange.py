@@ -307,6 +307,8 @@ def _pulled(transport: Transport, identifiers: Sequence[str]) -> list[tuple[str,
             return [(identifier, str(error))]
         except ObjectPullError:
             return [(identifier, NOT_WHOLE)]
+        except Interrupted:  # while a server that had gone was waited for
+            raise
         except Exception as error:
             if _of_the_connection(error):
                 raise

@@ -1,5 +1,6 @@
 """A silo comes into a consortium: it draws its keys here, sends their public halves, and its folder is made."""
 
+import hashlib
 import json
 import re
 import ssl
@@ -107,11 +108,17 @@ def join(
         _write(folder, invited, data, base, users)
         house = open_house(folder)
     house.users()  # before the token is shown, for it works once
-    node_key, silo_key = _node_key(folder), public_key(Path(house.silo.memory))
+    # A key for each invitation: Flower takes none twice. It is the node's when the consortium has it.
+    drawn = folder / CARRIER / f".{NODE_KEY}-{hashlib.sha256(invited.token.encode()).hexdigest()[:12]}"
+    node_key, silo_key = _node_key(drawn), public_key(Path(house.silo.memory))
     told = ask(
         invited.address, "/silotune/v1/join", folder / "ca.pem",
         {"token": invited.token, "name": invited.name, "node_key": node_key, "silo_key": silo_key},
     )  # fmt: skip
+    try:
+        drawn.replace(folder / CARRIER / NODE_KEY)
+    except OSError as error:
+        raise InputError(f"{folder / CARRIER / NODE_KEY}: cannot be written ({error.strerror}).") from None
     return house, str(told["fingerprint"])
 
 
@@ -141,9 +148,8 @@ def _write(folder: Path, invited: Invited, data: Path, base: str | None, users: 
         raise InputError(f"{error.filename or folder}: cannot be written ({error.strerror}).") from None
 
 
-def _node_key(folder: Path) -> str:
-    """The public half of the node's key (PEM); it is drawn when there is none yet."""
-    place = folder / CARRIER / NODE_KEY
+def _node_key(place: Path) -> str:
+    """The public half of a node's key (PEM); it is drawn when there is none yet."""
     try:
         if not place.exists():
             drawn = ec.generate_private_key(ec.SECP384R1())
