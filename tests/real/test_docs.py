@@ -1,7 +1,8 @@
 """Every command in the README and in docs/ is run here as it stands, or is said to be run elsewhere, and where.
 
 A block of code without a language holds commands and nothing else; what is no command is a block of `text`, `toml` or
-`python`. So no line is passed over in silence.
+`python`. The commands of the guides for deployments are blocks of `sh`: `test_guides.py` runs them in their order. So no
+line is passed over in silence.
 """
 
 import json
@@ -33,9 +34,6 @@ ELSEWHERE = {
     "make test": "this is it",
     "make bench": "benchmarks/speed, whose results are committed",
     "make docs": "tests/test_reference.py",
-    "flower-supernode": "test_engines.py, with its own certificates and ports",
-    "flwr run": "test_engines.py, likewise",
-    "export SILOTUNE_SILOS": "test_engines.py sets it",
     "vllm serve": "another project's, which does not run here",
     "llama-server": "likewise",
     "lm_eval": "another project's; tried by hand",
@@ -91,17 +89,27 @@ def test_every_command_is_run_here_or_named():
 def test_there_are_no_blocks_of_an_unknown_kind():
     for page in PAGES:
         fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.M)
-        assert set(fences[::2]) <= {"", "text", "toml", "python", "yaml"} and set(fences[1::2]) <= {""}, page
+        assert set(fences[::2]) <= {"", "sh", "text", "toml", "python", "yaml"} and set(fences[1::2]) <= {""}, page
+
+
+def options_below(group, above=""):
+    """The options of each command, by its name; the name of one that belongs to a group begins with the group's."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from options_below(command, f"{name} ")
+        else:
+            yield above + name, {opt for param in command.params for opt in param.opts}
 
 
 def test_commands_and_options_in_sentences_exist():
-    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    options = {name: {opt for param in command.params for opt in param.opts} for name, command in known.items()}
+    options = dict(options_below(typer.main.get_command(app)))
+    groups = {name.partition(" ")[0] for name in options if " " in name}
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     for code in told_in_sentences():
         first, *words = code.split()
         if first == "silotune":
-            assert words[0] in known and {word for word in words if word.startswith("--")} <= options[words[0]], code
+            name = " ".join(words[: 1 + (words[0] in groups)])
+            assert name in options and {word for word in words if word.startswith("--")} <= options[name], code
         elif first in options and len(words) and words[0].startswith("--"):
             assert words[0] in options[first], code
         elif first.startswith("--"):
