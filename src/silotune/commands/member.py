@@ -193,6 +193,9 @@ def worker(
         typer.echo(json.dumps({"fingerprint": found, "seconds": seconds_per_step(config)}))
     if fetch or measure:
         return
+    import silotune.training.evaluation
+    import silotune.training.loop  # noqa: F401 - they take seconds to load, and the first message is not to wait for them
+
     _, carrier = house.users()
     answering = Worker(config, partial(allow, policy=house.policy, folder=house.folder))
     local_socket.serve(house.socket, answering, {carrier.number}, stopped())
