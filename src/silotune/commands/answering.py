@@ -1,6 +1,5 @@
-"""What the commands share that answer over HTTP: the extra that they need, a socket, and an end by Ctrl-C."""
+"""What the commands share that answer over HTTP: a socket, and an end by Ctrl-C."""
 
-import importlib.util
 import signal
 import socket
 from collections.abc import Callable
@@ -10,16 +9,6 @@ import silotune
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
-
-
-def require_extra(command: str) -> None:
-    """Refuse to begin without the libraries.
-
-    Raises:
-        InputError: naming the command that installs them.
-    """
-    if not (importlib.util.find_spec("starlette") and importlib.util.find_spec("uvicorn")):
-        raise silotune.InputError(f'silotune {command} needs the serve extra: pip install "silotune[serve]".')
 
 
 def listening(host: str, port: int) -> socket.socket:

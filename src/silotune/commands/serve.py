@@ -33,7 +33,6 @@ def serve(
 ) -> None:
     """Serve a run's model to clients of OpenAI's API, as the models tuned and base, until it is stopped."""
     opened = silotune.open_run(run)
-    answering.require_extra("serve")
     from silotune.inference.app import build_app
 
     with answering.listening(host, port) as listener:

@@ -30,7 +30,6 @@ def watch(
 
     folder = RunFolder(run.resolve())
     folder.recipe()  # one that cannot be read is told here
-    answering.require_extra("watch")
     if host not in HOSTS:
         raise silotune.InputError(
             f"--host {host}: this page has no password, so it is served on this machine only (127.0.0.1 or ::1). From "

@@ -28,6 +28,7 @@ from silotune.consortium import membership
 from silotune.consortium.folder import CA, Consortium
 from silotune.errors import AdmissionError, SilotuneError
 from silotune.silo.identity import LEAVING, holds
+from silotune.silo.joining import HELLO, JOIN, KNOWN, LEAVE
 from silotune.wire.envelope import shown
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,6 @@ PATIENCE = 60.0
 MOST_TRIES, WITHIN = 20, 60.0
 """So many attempts to come in, from everywhere, in so many seconds; a token has 256 bits, so it is the log that needs
 this."""
-HELLO, JOIN, KNOWN, LEAVE = (f"/silotune/v1/{name}" for name in ("hello", "join", "known", "leave"))
 FRESH = 300.0
 """Seconds for which a member's signed wish to leave is taken."""
 

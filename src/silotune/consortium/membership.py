@@ -24,26 +24,10 @@ from filelock import FileLock
 from silotune import atomic
 from silotune.consortium.folder import CA, MEMBERS, Consortium
 from silotune.errors import AdmissionError, InputError
-from silotune.silo.joining import NAME
+from silotune.silo.joining import NAME, Invitation
 
 MOST_OPEN = 1000
 """Invitations and members that a consortium keeps."""
-
-
-@dataclass(frozen=True)
-class Invitation:
-    """What a member is given, in a file of its own. The token is its only secret."""
-
-    consortium: str
-    name: str
-    """Of the member."""
-    address: str
-    """HOST:PORT."""
-    certificates: str
-    """The CA's certificate, PEM."""
-    token: str
-    until: str
-    """When it ends, ISO 8601."""
 
 
 @dataclass(frozen=True)

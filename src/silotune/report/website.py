@@ -1,4 +1,4 @@
-"""The page of a run on loopback while the run goes on, and a box to talk to its model. Needs the extra `serve`.
+"""The page of a run on loopback while the run goes on, and a box to talk to its model.
 
 Read-only. A request is answered only if its Host is this server's own name, so that no other site's name can be pointed
 here (DNS rebinding); nothing in a request is used as a path; no other origin may read an answer or ask a question.

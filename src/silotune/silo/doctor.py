@@ -14,7 +14,7 @@ import psutil
 
 from silotune.errors import SilotuneError
 from silotune.silo.house import House, require_startable
-from silotune.silo.joining import ask, clock_difference, public_half
+from silotune.silo.joining import HELLO, KNOWN, ask, clock_difference, public_half
 from silotune.silo.up import as_user, environment, prepare, require_apart
 from silotune.supervision import program
 
@@ -93,7 +93,7 @@ def _disk(house: House) -> str:
 
 def _network(house: House) -> str:
     link = house.silo.superlink
-    told = ask(link.address, "/silotune/v1/hello", _certificates(house))
+    told = ask(link.address, HELLO, _certificates(house))
     return f"{link.address} answers, for consortium {str(told.get('consortium'))[:64]}"
 
 
@@ -129,7 +129,7 @@ def _membership(house: House) -> str:
     key = house.silo.superlink.key
     if key is None:
         raise WrongError("superlink.key: there is none, and the consortium lets in members by key: silotune silo join")
-    told = ask(house.silo.superlink.address, "/silotune/v1/known", _certificates(house),
+    told = ask(house.silo.superlink.address, KNOWN, _certificates(house),
                {"node_key": public_half(Path(key))})  # fmt: skip
     if told.get("name") is None:
         raise WrongError("the consortium does not know this silo's key: ask for an invitation, and join.")

@@ -23,6 +23,8 @@ from silotune.silo.identity import farewell, public_key
 PATIENCE = 30.0
 """Seconds to wait for a consortium's answer."""
 MOST_INVITATION = 64 << 10
+HELLO, JOIN, KNOWN, LEAVE = (f"/silotune/v1/{name}" for name in ("hello", "join", "known", "leave"))
+"""What a consortium answers beside Flower's calls."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a coordinator may call a member: a folder and units of this machine are named so."""
 POLICY_TEXT = """\
@@ -47,18 +49,23 @@ min_silos = 2             # updates that a mean must be made of, as the job prom
 
 
 @dataclass(frozen=True)
-class Invited:
-    """An invitation, as its file says."""
+class Invitation:
+    """What a member is given by the coordinator, in a file of its own. The token is its only secret."""
 
     consortium: str
+    """Its name."""
     name: str
+    """Of the member."""
     address: str
+    """HOST:PORT."""
     certificates: str
+    """The CA's certificate, PEM."""
     token: str
     until: str
+    """When it ends, ISO 8601."""
 
 
-def read_invitation(place: Path) -> Invited:
+def read_invitation(place: Path) -> Invitation:
     """Read an invitation's file.
 
     Raises:
@@ -68,7 +75,7 @@ def read_invitation(place: Path) -> Invited:
         if place.stat().st_size > MOST_INVITATION:
             raise ValueError
         told = json.loads(place.read_text(encoding="utf-8"))
-        found = Invited(**told)
+        found = Invitation(**told)
         if not all(isinstance(one, str) for one in told.values()) or not NAME.fullmatch(found.name):
             raise ValueError
     except OSError as error:
@@ -112,7 +119,7 @@ def join(
     drawn = folder / CARRIER / f".{NODE_KEY}-{hashlib.sha256(invited.token.encode()).hexdigest()[:12]}"
     node_key, silo_key = _node_key(drawn), public_key(Path(house.silo.memory))
     told = ask(
-        invited.address, "/silotune/v1/join", folder / "ca.pem",
+        invited.address, JOIN, folder / "ca.pem",
         {"token": invited.token, "name": invited.name, "node_key": node_key, "silo_key": silo_key},
     )  # fmt: skip
     try:
@@ -122,7 +129,7 @@ def join(
     return house, str(told["fingerprint"])
 
 
-def _write(folder: Path, invited: Invited, data: Path, base: str | None, users: tuple[str, str] | None) -> None:
+def _write(folder: Path, invited: Invitation, data: Path, base: str | None, users: tuple[str, str] | None) -> None:
     """Make a silo's folder."""
     if not data.exists():
         raise InputError(f"{data}: there is no text. Name the silo's folder, or its NAME.train.* file, with --data.")
@@ -218,7 +225,7 @@ def leave(house: House) -> None:
     told = {"name": house.silo.name, "time": now}
     proof = farewell(Path(house.silo.memory), f"{house.silo.name}\n{now}")
     certificates = Path(link.certificates) if link.certificates else None
-    ask(link.address, "/silotune/v1/leave", certificates, {**told, "proof": proof})
+    ask(link.address, LEAVE, certificates, {**told, "proof": proof})
     if link.key is not None:
         Path(link.key).unlink(missing_ok=True)
 
@@ -247,5 +254,5 @@ def clock_difference(address: str, certificates: Path | None) -> float:
         InputError, FederationError: it cannot be asked.
     """
     began = time.time()
-    told = ask(address, "/silotune/v1/hello", certificates)
+    told = ask(address, HELLO, certificates)
     return (began + time.time()) / 2 - float(cast(float, told["time"]))
