@@ -197,6 +197,7 @@ def test_a_member_trusts_no_other_server(server, tmp_path):
         ask(address, "/silotune/v1/hello", tmp_path / "nothing.pem")
 
 
+@pytest.mark.long
 def test_another_members_name_is_not_taken(consortium, silos, tiny_base, make_recipe, tmp_path):
     """A member that calls itself otherwise is left out, and the run goes on without it."""
     from silotune.recipe import dump_recipe

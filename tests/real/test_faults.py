@@ -98,6 +98,7 @@ def test_a_silo_whose_parts_are_killed_while_it_trains_comes_back(
     counted_once(out)
 
 
+@pytest.mark.long
 def test_a_run_whose_own_process_is_killed_in_each_phase_goes_on_to_the_same_bits(
     recipe_file, members, consortium, expected, tmp_path
 ):
