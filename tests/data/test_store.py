@@ -256,7 +256,7 @@ def many_records():
     random, words = Random(0), WORDS[:17]  # each row another, or the packed ones would be taken for bombs
     return [
         {"prompt": " ".join(random.choices(words, k=500)), "completion": " ".join(random.choices(words, k=50))}
-        for _ in range(8_000)
+        for _ in range(10_000)
     ]
 
 
@@ -264,7 +264,7 @@ def many_records():
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz"])
 def test_a_file_of_any_size_is_read_in_bounded_memory(tmp_path, name, many_records):
     """Five times the file costs no more than the index: 60 bytes a row, and the slack of an allocator."""
-    small = write_records(tmp_path / f"small{name[1:]}", many_records[:1_600])
+    small = write_records(tmp_path / f"small{name[1:]}", many_records[:2_000])
     large = write_records(tmp_path / f"large{name[1:]}", many_records)
     roots = [str(Path(__file__).parents[2]), str(Path(silotune.__file__).parents[1])]
     environment = os.environ | {"SILOTUNE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(roots)}
