@@ -151,15 +151,10 @@ def up(folder: Folder) -> None:
 @app.command(hidden=True)
 def prepare(folder: Folder) -> None:
     """Give worker and carrier what is theirs, and end with 2 if they are not apart; before a unit starts a part."""
-    from silotune.silo.house import open_house, require_startable
-    from silotune.silo.up import prepare, require_apart
+    from silotune.silo.house import open_house
+    from silotune.silo.up import settle
 
-    house = open_house(folder)
-    worker, carrier = house.users()
-    require_startable(house)
-    prepare(house, worker, carrier)
-    if worker.number != carrier.number:
-        require_apart(house, worker, carrier)
+    settle(open_house(folder))
 
 
 @app.command()

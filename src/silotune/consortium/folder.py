@@ -13,7 +13,6 @@ Keys and secrets are their owner's alone (mode 600), and so is the folder (700).
 """
 
 import json
-import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,27 +127,36 @@ def running(consortium: Consortium, run: Path) -> Iterator[None]:
     Raises:
         InputError: it works on another one.
     """
-    place = consortium.folder / RUNNING
-    lock = FileLock(consortium.folder / ".running.lock", mode=0o600)
+    place, lock = consortium.folder / RUNNING, _lock(consortium)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)  # whoever looks whether there is a run holds it for a moment
     except Timeout:
         other = now_running(consortium)
         raise InputError(f"{consortium.folder}: another run goes on ({other}); wait for its end.") from None
     try:
-        atomic.write_text(place, json.dumps({"run": str(run), "process": os.getpid()}) + "\n", durable=False)
+        atomic.write_text(place, json.dumps({"run": str(run)}) + "\n", durable=False)
         yield
     finally:
         place.unlink(missing_ok=True)
         lock.release()
 
 
+def _lock(consortium: Consortium) -> FileLock:
+    """Held by the process of the run that goes on; it ends with that process."""
+    return FileLock(consortium.folder / ".running.lock", mode=0o600)
+
+
 def now_running(consortium: Consortium) -> Path | None:
-    """The folder of the run that goes on.
+    """The folder of the run that goes on; what a process that was killed has left there is none.
 
     Raises:
         FederationError: what says so cannot be read.
     """
+    try:
+        with _lock(consortium).acquire(timeout=0):
+            return None
+    except Timeout:
+        pass
     try:
         return Path(json.loads((consortium.folder / RUNNING).read_text(encoding="utf-8"))["run"])
     except FileNotFoundError:

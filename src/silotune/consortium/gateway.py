@@ -13,8 +13,8 @@ import logging
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 import httpx
@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from silotune.consortium import membership
-from silotune.consortium.folder import CA, Consortium
+from silotune.consortium.folder import CA, CERTIFICATE, KEY, Consortium
 from silotune.errors import AdmissionError, SilotuneError
 from silotune.silo.identity import LEAVING, holds
 from silotune.silo.joining import HELLO, JOIN, KNOWN, LEAVE
@@ -43,7 +43,7 @@ FLOWERS = "flwr-"
 NODE = "flwr-public-key"
 """The header in which a node shows its public key (PEM, base64); the SuperLink checks that it holds it."""
 MOST_BODY, MOST_HELD = 64 << 20, 1 << 30
-"""Bytes of a call, and of all that are being taken: Flower sends arrays in pieces of 5 MiB."""
+"""Bytes of a call, and of all that are being passed on: Flower sends arrays in pieces of 5 MiB."""
 MOST_JOIN = 16 << 10
 PATIENCE = 60.0
 """Seconds within which a piece of a call must come, and the SuperLink must answer."""
@@ -66,7 +66,7 @@ class Gateway:
     client: httpx.AsyncClient
     tries: deque[float] = field(default_factory=deque)
     held: int = 0
-    """Bytes that calls which are being taken may come to."""
+    """Bytes that calls which are being passed on may come to."""
 
     async def fleet(self, request: Request) -> Response:
         """Pass a call on to the SuperLink, and its answer back."""
@@ -78,8 +78,9 @@ class Gateway:
         headers = {name: value for name, value in request.headers.items()
                    if name in PASSED_DOWN or name.startswith(FLOWERS)}  # fmt: skip
         try:
-            body = await self._held(request)
-            answer = await self.client.post(f"/v1/fleet/{call}", content=body, headers=headers)
+            with self._holding():
+                body = await _body(request, MOST_BODY)
+                answer = await self.client.post(f"/v1/fleet/{call}", content=body, headers=headers)
         except TooLargeError:
             return _problem(413, "too large")
         except (TimeoutError, ClientDisconnect):
@@ -90,13 +91,14 @@ class Gateway:
         kept = {name: value for name, value in answer.headers.items() if name in PASSED_UP or name.startswith(FLOWERS)}
         return Response(answer.content, answer.status_code, kept)
 
-    async def _held(self, request: Request) -> bytes:
-        """What a call carries, while all that is held stays within its bound."""
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        """Hold what a call may carry, from its first byte until the SuperLink has it."""
         if self.held > MOST_HELD - MOST_BODY:
             raise TooLargeError
         self.held += MOST_BODY
         try:
-            return await _body(request, MOST_BODY)
+            yield
         finally:
             self.held -= MOST_BODY
 
@@ -161,7 +163,7 @@ class Gateway:
         except AdmissionError as error:
             return _problem(403, str(error))
         except SilotuneError as error:
-            logger.error("%s cannot leave: %s", "a member", error)
+            logger.error("a member cannot leave: %s", error)
             return _problem(503, "the consortium cannot do that now")
         logger.warning("%s has left", member.name)
         return JSONResponse({"name": member.name})
@@ -233,8 +235,6 @@ def application(consortium: Consortium) -> Starlette:
 def serve(consortium: Consortium) -> None:
     """Answer until the process is asked to end."""
     import uvicorn
-
-    from silotune.consortium.folder import CERTIFICATE, KEY
 
     folder, settings = consortium.folder, consortium.settings
     uvicorn.run(

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 
 from silotune.errors import SilotuneError
-from silotune.silo.house import House, require_startable
+from silotune.silo.house import House
 from silotune.silo.joining import HELLO, KNOWN, ask, clock_difference, public_half
-from silotune.silo.up import as_user, environment, prepare, require_apart
+from silotune.silo.up import as_user, environment, settle
 from silotune.supervision import program
 
 MOST_DIFFERENCE = 5.0
@@ -75,12 +75,9 @@ def _text(house: House) -> str:
 
 
 def _isolation(house: House) -> str:
-    worker, carrier = house.users()
-    require_startable(house)
-    prepare(house, worker, carrier)
+    worker, carrier = settle(house)
     if worker.number == carrier.number:
         return f'isolation = "none": both are {worker.name}, and whoever takes over that user reads the text'
-    require_apart(house, worker, carrier)
     return f"worker as {worker.name}, carrier as {carrier.name}, which can read nothing of the worker's"
 
 

@@ -31,13 +31,8 @@ def up(house: House, stop: threading.Event, tell: Tell) -> None:
     Raises:
         InputError: they cannot be kept apart as the policy asks, or something that they need cannot be read.
     """
-    worker, carrier = house.users()
-    require_startable(house)
-    apart = worker.number != carrier.number
-    prepare(house, worker, carrier)
-    if apart:
-        require_apart(house, worker, carrier)
-    else:
+    worker, carrier = settle(house)
+    if worker.number == carrier.number:
         tell('isolation = "none": worker and carrier are one user, and whoever takes over that user reads the text')
     fetch = [*as_user(worker, network=True), *program("silo", "worker", house.folder, "--fetch")]
     done = subprocess.run(
@@ -54,6 +49,20 @@ def up(house: House, stop: threading.Event, tell: Tell) -> None:
     ]  # fmt: skip
     tell(f"worker as {worker.name}, carrier as {carrier.name}, on the way to {house.silo.superlink.address}")
     keep(parts, stop, tell)
+
+
+def settle(house: House) -> tuple[User, User]:
+    """Give worker and carrier what is theirs, and return their users.
+
+    Raises:
+        InputError: they cannot be kept apart as the policy asks, or something that they need cannot be read.
+    """
+    worker, carrier = house.users()
+    require_startable(house)
+    prepare(house, worker, carrier)
+    if worker.number != carrier.number:
+        require_apart(house, worker, carrier)
+    return worker, carrier
 
 
 def prepare(house: House, worker: User, carrier: User) -> None:
